@@ -1,0 +1,261 @@
+"""The settings of a federation and of a site: small, typed, validated when made.
+
+A federation's settings travel with the job and with every task; nothing in them is code.
+A site's settings stay on the site's disk. Which parameters train is `sam.tuning`'s matter,
+which rules exist is `aggregation`'s: here both are names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
+METHODS = (
+    "full",
+    "attention",
+    "decoder",
+    "partial_decoder",
+    "lora",
+    "lora_decoder",
+    "flap",
+)
+CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
+DATA_VARIABLE = "FLAP_DATA_ROOT"
+
+
+class SettingsError(ValueError):
+    """A setting is missing, unknown or out of range; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What all sites of a federation agree on. The defaults are the demo's.
+
+    Attributes:
+        arch: SAM backbone, one of `ARCHITECTURES`.
+        base: `pretrained` (the packaged ViT-T, or the official file named by the site) or
+            `random` (fresh weights from `seed`; the baseline without pre-training).
+        image_size: side of the square network input in pixels, divisible by the patch size.
+        class_names: foreground classes in label order (label 1 first).
+        method: which parameters train and travel, one of `METHODS`.
+        rank: rank of every low-rank adapter.
+        rule: how updates are aggregated: `svd` (the paper's) or `mean`.
+        rounds: rounds of the federation.
+        local_epochs: passes over the site's slices in a round.
+        batch_size: slices in a batch.
+        learning_rate: base rate of AdamW.
+        weight_decay: decoupled weight decay of AdamW.
+        warmup_fraction: share of the federation's steps with a linearly rising rate.
+        decay_power: p of the factor (1 - t / T)^p after the warm-up.
+        dice_weight: weight of the soft Dice loss; cross entropy has the rest.
+        foreground_fraction: expected share of drawn training slices that show a foreground class.
+        channels: `repeat` (the paper: one slice three times) or `neighbours` (slice below,
+            slice, slice above).
+        augment: random flips, small affine maps and intensity changes while training.
+        validation_fraction: share of a site's training cases held out to choose the best round.
+        weight_by: a site's weight in the aggregate: `cases`, `slices` or `equal`.
+        precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware computes in it).
+        threads: threads of torch at each site on a CPU; fixed, for equal bytes at equal seeds.
+        seed: seed of everything random.
+        min_sites: sites whose update must count for a round to stand; 0 means all of them.
+        train_timeout: seconds a site may take for one round.
+        cross_site: models scored on every site's test cases at the end: `global` (last and
+            best) or `all` (each site's last own model as well).
+    """
+
+    arch: str = "vit_t"
+    base: str = "pretrained"
+    image_size: int = 96
+    class_names: tuple[str, ...] = ("kidney", "tumour")
+    method: str = "flap"
+    rank: int = 8
+    rule: str = "svd"
+    rounds: int = 4
+    local_epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.1
+    warmup_fraction: float = 0.05
+    decay_power: float = 0.9
+    dice_weight: float = 0.8
+    foreground_fraction: float = 0.7
+    channels: str = "repeat"
+    augment: bool = True
+    validation_fraction: float = 0.25
+    weight_by: str = "cases"
+    precision: str = "fp32"
+    threads: int = 2
+    seed: int = 0
+    min_sites: int = 0
+    train_timeout: int = 3600
+    cross_site: str = "all"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            _require(
+                getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}"
+            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
+        _require(
+            len(self.class_names) > 0 and all(n and isinstance(n, str) for n in self.class_names),
+            "class_names",
+            self.class_names,
+            "a list of at least one name",
+        )
+
+    @property
+    def classes(self) -> int:
+        """Number of foreground classes, C."""
+        return len(self.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON and YAML hold; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        values["class_names"] = list(self.class_names)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Federation:
+        """Checks names and types of every value.
+
+        Raises:
+            SettingsError: on an unknown name, a wrong type or a value out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        checked = {}
+        for name, value in values.items():
+            _require(name in fields, name, value, f"one of {tuple(fields)}", what="name")
+            checked[name] = _typed(name, value, fields[name].default)
+        return cls(**checked)
+
+    @classmethod
+    def load(cls, path: Path | str, environment: Mapping[str, str] = os.environ) -> Federation:
+        """Reads `federation.yaml`: the profile's values, changed by those the file names.
+
+        `profile: auto` is `paper` where FLAP_SAM_CHECKPOINT names an official checkpoint,
+        `demo` otherwise.
+
+        Raises:
+            SettingsError: if the file is missing, no YAML mapping, or holds a bad value.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path}: expected 'name: value' lines, found {values!r}")
+        profile = values.pop("profile", "auto")
+        try:
+            return cls.of_profile(profile, values, environment)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {error}") from error
+
+    @classmethod
+    def of_profile(
+        cls,
+        profile: str = "auto",
+        changes: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Federation:
+        """The named profile's settings with `changes` on top."""
+        _require(profile in ("auto", *PROFILES), "profile", profile, f"auto or {tuple(PROFILES)}")
+        if profile == "auto":
+            profile = "paper" if environment.get(CHECKPOINT_VARIABLE) else "demo"
+        return cls.from_dict({**PROFILES[profile], **(changes or {})})
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "demo": {},
+    # arXiv 2407.21739 and its authors' code: ViT-B at 224, rank 32, 25 rounds of one epoch.
+    "paper": {
+        "arch": "vit_b",
+        "image_size": 224,
+        "rank": 32,
+        "rounds": 25,
+        "batch_size": 32,
+        "learning_rate": 8e-4,
+        "decay_power": 7.0,
+        "precision": "auto",
+        "train_timeout": 86400,
+    },
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "arch": ARCHITECTURES,
+    "base": ("pretrained", "random"),
+    "method": METHODS,
+    "rule": ("mean", "svd"),
+    "channels": ("repeat", "neighbours"),
+    "weight_by": ("cases", "slices", "equal"),
+    "precision": ("auto", "fp32", "bf16"),
+    "cross_site": ("global", "all"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (16, 4096),
+    "rank": (1, 1024),
+    "rounds": (1, 100_000),
+    "local_epochs": (1, 1000),
+    "batch_size": (1, 4096),
+    "learning_rate": (1e-8, 10.0),
+    "weight_decay": (0.0, 1.0),
+    "warmup_fraction": (0.0, 1.0),
+    "decay_power": (0.0, 20.0),
+    "dice_weight": (0.0, 1.0),
+    "foreground_fraction": (0.0, 1.0),
+    "validation_fraction": (0.0, 0.9),
+    "threads": (1, 1024),
+    "seed": (0, 2**31 - 1),
+    "min_sites": (0, 100_000),
+    "train_timeout": (1, 30 * 86400),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a site has on its own disk.
+
+    Attributes:
+        name: the site's name in the federation; in the KiTS layout also its name in the table.
+        data_root: folder with the scans.
+        checkpoint: official SAM file; empty for the packaged ViT-T or random weights.
+        checkpoint_sha256: the only base accepted; empty accepts any.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto`.
+        state_dir: folder for what must outlive a process (optimiser moments).
+        synthetic: whether the scans are the demo's phantoms.
+    """
+
+    name: str
+    data_root: Path
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    device: str = "auto"
+    state_dir: Path | None = None
+    synthetic: bool = False
+
+
+def _require(
+    holds: bool, name: str, value: object, expected: str, what: str = "value"
+) -> None:
+    if not holds:
+        shown = f"{name!r}" if what == "name" else f"{name}: {value!r}"
+        raise SettingsError(f"setting {shown} is not allowed; expected {expected}")
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """`value` as the type of `default`; integers pass as floats, nothing else is converted."""
+    if isinstance(default, tuple):
+        _require(isinstance(value, (list, tuple)), name, value, "a list")
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(type(value) is type(default), name, value, f"a value of type {type(default).__name__}")
+    return value
