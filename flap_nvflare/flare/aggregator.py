@@ -1,0 +1,141 @@
+"""The aggregator: guard in front, one rule of `aggregation` behind, quorum between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.aggregator import Aggregator
+from nvflare.app_common.app_constant import AppConstants
+
+from flap_nvflare.adapter.guard import Limits, Refusal, check_update
+from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.aggregation import aggregate
+from flap_nvflare.aggregation.rule import Contribution
+from flap_nvflare.flare import messages
+from flap_nvflare.flare.job import ServerJob, server_job
+
+
+class QuorumError(RuntimeError):
+    """Fewer updates counted than the federation asks for."""
+
+
+class FlapAggregator(Aggregator):
+    """Collects the updates of a round and makes one of them.
+
+    An update counts only if the guard accepts it; a refused one is named in the log and in
+    `rounds.jsonl`. Updates are kept by site and put in order before the rule sees them, so
+    the result does not depend on their arrival.
+
+    Args:
+        max_norm: largest L2 norm of an update's tensors together.
+        max_weight: largest weight a site may claim.
+    """
+
+    def __init__(self, max_norm: float = 1e4, max_weight: float = 1e6) -> None:
+        super().__init__()
+        self.max_norm = max_norm
+        self.max_weight = max_weight
+        self._contributions: dict[str, Contribution] = {}
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Whether the update counts in the current round."""
+        job = server_job(fl_ctx)
+        peer = fl_ctx.get_peer_context()
+        site = str(peer.get_identity_name()) if peer else "?"
+        round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        refusal = self._examine(shareable, site, round_index, job)
+        job.ledger.add(round_index, site, "up", messages.serialised_bytes(shareable))
+        if refusal is not None:
+            job.refused.append(refusal)
+            self.log_warning(
+                fl_ctx,
+                f"REFUSED update of site {site} in round {round_index}: "
+                f"{refusal.key or 'message'}: {refusal.reason}",
+            )
+        return refusal is None
+
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """The aggregate as a DXO of weights.
+
+        Raises:
+            QuorumError: below quorum; the round fails and the last adapter stands.
+        """
+        job = server_job(fl_ctx)
+        round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        needed = job.quorum
+        if len(self._contributions) < needed:
+            counted = sorted(self._contributions)
+            raise QuorumError(
+                f"round {round_index}: {len(counted)} updates count ({', '.join(counted) or 'none'}), "
+                f"{needed} needed (setting min_sites); refused: "
+                f"{', '.join(refusal.site for refusal in job.refused) or 'none'}"
+            )
+        result = aggregate(job.federation.rule, list(self._contributions.values()))
+        job.aggregate, job.turned = result, result.turned
+        if round_index + 1 == job.federation.rounds:
+            self._keep_local(job, round_index)
+        self.log_info(
+            fl_ctx,
+            f"round {round_index}: {len(self._contributions)} updates, rule "
+            f"{job.federation.rule}, relative error {result.error:.4f}",
+        )
+        return DXO(DataKind.WEIGHTS, data=dict(result.tensors)).to_shareable()
+
+    def reset(self, fl_ctx: FLContext) -> None:
+        """Forgets the round's updates."""
+        self._contributions.clear()
+
+    def _examine(
+        self, shareable: Shareable, site: str, round_index: int, job: ServerJob
+    ) -> Refusal | None:
+        try:
+            dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
+            spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
+            weight, sent_round = dxo.meta[messages.WEIGHT], dxo.meta[messages.ROUND]
+            report = _plain_report(dxo.meta.get(messages.REPORT, {}))
+        except (KeyError, TypeError, ValueError) as error:
+            return Refusal(site, round_index, "", f"unreadable message: {error}")
+        if site in self._contributions:
+            return Refusal(site, round_index, "", "a second answer in the same round")
+        refusal = check_update(
+            dxo.data,
+            spec,
+            site=site,
+            round_index=sent_round,
+            expected_round=round_index,
+            weight=weight,
+            expected=job.spec,
+            frozen=job.frozen,
+            limits=Limits(max_norm=self.max_norm, max_weight=self.max_weight),
+        )
+        if refusal is None:
+            self._contributions[site] = Contribution(site, float(weight), dict(dxo.data))
+            job.reports[site] = report
+        return refusal
+
+    def _keep_local(self, job: ServerJob, round_index: int) -> None:
+        """Each site's own last adapter, for the cross-site matrix."""
+        if job.federation.cross_site == "all":
+            for site, contribution in sorted(self._contributions.items()):
+                job.folder.save(f"sites/{site}", contribution.tensors, job.spec, round=round_index)
+
+
+def _plain_report(value: Any) -> dict[str, Any]:
+    """The site's figures with every number that JSON can't hold left out."""
+    if not isinstance(value, dict):
+        raise ValueError("the report is no mapping")
+    return {str(key): _plain(part) for key, part in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

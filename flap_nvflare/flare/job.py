@@ -1,0 +1,126 @@
+"""The server's view of one job, shared by its components through FLARE's context."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.fl_context import FLContext
+
+from flap_nvflare.adapter.guard import Refusal
+from flap_nvflare.adapter.ledger import Ledger
+from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.aggregation.rule import Aggregate
+from flap_nvflare.flare.context import read_federation, run_folder
+from flap_nvflare.flare.run import LAST, RunFolder
+from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation
+
+_JOB = "flap_server_job"
+
+
+@dataclass
+class ServerJob:
+    """State of a job at the server.
+
+    Attributes:
+        federation: the settings that every task carries.
+        folder: the run's durable folder.
+        spec: names, shapes, method, rank and base of what travels.
+        frozen: names of the base's parameters, which never travel.
+        start_tensors: the adapter that the first round of this process starts from.
+        start_round: rounds already finished.
+        turned: whether the last aggregation turned the factors' basis.
+        reports: what the sites said with the updates that counted in this round.
+        refused: the updates that did not count in this round.
+        aggregate: the last result of the rule.
+        ledger: bytes by round, site and direction.
+        quorum: updates that must count for a round to stand.
+    """
+
+    federation: Federation
+    folder: RunFolder
+    spec: UpdateSpec
+    frozen: Collection[str]
+    start_tensors: Mapping[str, torch.Tensor]
+    start_round: int = 0
+    turned: bool = False
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    aggregate: Aggregate | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    quorum: int = 1
+
+    @property
+    def run(self) -> str:
+        """The run's name: job and time, under which sites keep their state."""
+        return f"{self.folder.path.parent.name}/{self.folder.path.name}"
+
+
+def open_job(fl_ctx: FLContext, name: str, changes: Mapping[str, Any] | None) -> ServerJob:
+    """Reads the settings, builds the first adapter or loads the last, and shares the job."""
+    federation = read_federation(fl_ctx, changes)
+    path, resumed = run_folder(name)
+    spec, frozen, tensors = _first_adapter(federation)
+    job = ServerJob(federation, RunFolder(path), spec, frozen, tensors)
+    if resumed:
+        _go_on(job)
+    fl_ctx.set_prop(_JOB, job, private=True, sticky=True)
+    return job
+
+
+def server_job(fl_ctx: FLContext) -> ServerJob:
+    """The job that `open_job` shared.
+
+    Raises:
+        RuntimeError: if the controller is not ours and opened none.
+    """
+    job = fl_ctx.get_prop(_JOB)
+    if not isinstance(job, ServerJob):
+        raise RuntimeError(
+            "no open job: use flap_nvflare.flare.controller.FlapController as the job's workflow"
+        )
+    return job
+
+
+def _first_adapter(
+    federation: Federation,
+) -> tuple[UpdateSpec, Collection[str], dict[str, torch.Tensor]]:
+    from flap_nvflare.sam.segmenter import build_segmenter
+    from flap_nvflare.sam.tuning import trainable
+
+    network = build_segmenter(
+        arch=federation.arch,
+        image_size=federation.image_size,
+        classes=federation.classes,
+        method=federation.method,
+        rank=federation.rank,
+        seed=federation.seed,
+        checkpoint=os.environ.get(CHECKPOINT_VARIABLE) or None,
+        base=federation.base,
+    )
+    tensors = {
+        name: parameter.detach().to(torch.float32).clone()
+        for name, parameter in trainable(network, federation.method).items()
+    }
+    spec = UpdateSpec.of(tensors, federation.method, federation.rank, network.base_sha256)
+    frozen = frozenset(network.state_dict()) - set(tensors)
+    return spec, frozen, tensors
+
+
+def _go_on(job: ServerJob) -> None:
+    saved = job.folder.load(LAST, job.spec)
+    if saved is not None:
+        tensors, extra = saved
+        job.start_tensors = tensors
+        job.start_round = int(extra["rounds"])
+        job.turned = bool(extra["turned"])
+    rounds = job.folder.rounds()
+    job.folder.cut_rounds(job.start_round)
+    for line in rounds[: job.start_round]:
+        for site, figures in line["sites"].items():
+            job.ledger.add(line["round"], site, "up", figures["bytes_up"])
+            job.ledger.add(line["round"], site, "down", figures["bytes_down"])
