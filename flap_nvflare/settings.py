@@ -66,6 +66,8 @@ class Federation:
         seed: seed of everything random.
         min_sites: sites whose update must count for a round to stand; 0 means all of them.
         train_timeout: seconds a site may take for one round.
+        straggler_wait: seconds that the server waits for the other sites once `min_sites`
+            have answered.
         cross_site: models scored on every site's test cases at the end: `global` (last and
             best) or `all` (each site's last own model as well).
     """
@@ -95,6 +97,7 @@ class Federation:
     seed: int = 0
     min_sites: int = 0
     train_timeout: int = 3600
+    straggler_wait: int = 600
     cross_site: str = "all"
 
     def __post_init__(self) -> None:
@@ -216,6 +219,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "min_sites": (0, 100_000),
     "train_timeout": (1, 30 * 86400),
+    "straggler_wait": (0, 30 * 86400),
 }
 
 

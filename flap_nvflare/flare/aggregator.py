@@ -9,6 +9,7 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
+from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
 from flap_nvflare.adapter.guard import Limits, Refusal, check_update
@@ -16,7 +17,7 @@ from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.aggregation import aggregate
 from flap_nvflare.aggregation.rule import Contribution
 from flap_nvflare.flare import messages
-from flap_nvflare.flare.job import ServerJob, server_job
+from flap_nvflare.flare.job import ServerJob, keep_best, server_job
 
 
 class QuorumError(RuntimeError):
@@ -66,14 +67,10 @@ class FlapAggregator(Aggregator):
         """
         job = server_job(fl_ctx)
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        needed = job.quorum
-        if len(self._contributions) < needed:
-            counted = sorted(self._contributions)
-            raise QuorumError(
-                f"round {round_index}: {len(counted)} updates count ({', '.join(counted) or 'none'}), "
-                f"{needed} needed (setting min_sites); refused: "
-                f"{', '.join(refusal.site for refusal in job.refused) or 'none'}"
-            )
+        self._check_quorum(job, round_index)
+        if round_index > 0:
+            received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+            keep_best(job, received, round_index, job.validation_scores())
         result = aggregate(job.federation.rule, list(self._contributions.values()))
         job.aggregate, job.turned = result, result.turned
         if round_index + 1 == job.federation.rounds:
@@ -88,6 +85,15 @@ class FlapAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Forgets the round's updates."""
         self._contributions.clear()
+
+    def _check_quorum(self, job: ServerJob, round_index: int) -> None:
+        counted = sorted(self._contributions)
+        if len(counted) < job.quorum:
+            raise QuorumError(
+                f"round {round_index}: {len(counted)} updates count ({', '.join(counted) or 'none'}), "
+                f"{job.quorum} needed (setting min_sites); refused: "
+                f"{', '.join(refusal.site for refusal in job.refused) or 'none'}"
+            )
 
     def _examine(
         self, shareable: Shareable, site: str, round_index: int, job: ServerJob

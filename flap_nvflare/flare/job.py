@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from flap_nvflare.adapter.ledger import Ledger
 from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.aggregation.rule import Aggregate
 from flap_nvflare.flare.context import read_federation, run_folder
-from flap_nvflare.flare.run import LAST, RunFolder
+from flap_nvflare.flare.run import BEST, LAST, RunFolder
 from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation
 
 _JOB = "flap_server_job"
@@ -39,6 +41,7 @@ class ServerJob:
         aggregate: the last result of the rule.
         ledger: bytes by round, site and direction.
         quorum: updates that must count for a round to stand.
+        round_started: time stamp in seconds.
     """
 
     federation: Federation
@@ -53,6 +56,65 @@ class ServerJob:
     aggregate: Aggregate | None = None
     ledger: Ledger = field(default_factory=Ledger)
     quorum: int = 1
+    round_started: float = 0.0
+
+    def begin_round(self) -> None:
+        """Forgets what the last round's sites said."""
+        self.reports, self.refused, self.aggregate = {}, [], None
+        self.round_started = time.time()
+
+    def validation_scores(self) -> dict[str, float]:
+        """Mean validation Dice by site of the adapter that the round's sites received."""
+        scores = {site: report.get("dice", {}).get("mean") for site, report in self.reports.items()}
+        return {site: float(score) for site, score in scores.items() if score is not None}
+
+    @property
+    def synthetic(self) -> bool | None:
+        """Whether any site worked on the demo's phantoms; None before a site has answered."""
+        lines = self.folder.rounds()
+        reports = [figures for line in lines[-1:] for figures in line["sites"].values()]
+        return any(report.get("synthetic") for report in reports) if reports else None
+
+    def write_description(self, scores: Mapping[str, Any] | None = None) -> None:
+        """Writes `run.json`: what ran, with which versions, on which data."""
+        synthetic = self.synthetic
+        self.folder.write_json(
+            "run.json",
+            {
+                "run": self.run,
+                "data": {None: "unknown", True: "synthetic", False: "sites' own"}[synthetic],
+                "seed": self.federation.seed,
+                "federation": self.federation.to_dict(),
+                "base_sha256": self.spec.base_sha256,
+                "parameters": self.spec.parameters,
+                "bytes": {direction: self.ledger.total(direction) for direction in ("up", "down")},
+                "rounds_finished": len(self.folder.rounds()),
+                "finished": scores is not None,
+                "versions": {
+                    package: metadata.version(package)
+                    for package in ("flap_nvflare", "torch", "nvflare", "monai", "segment-anything")
+                },
+            },
+        )
+
+    def round_line(self, round_index: int) -> dict[str, Any]:
+        """The line of `rounds.jsonl` for the round that was just aggregated."""
+        scores = self.validation_scores()
+        sites = {}
+        for site in sorted(self.reports):
+            sites[site] = {
+                **self.reports[site],
+                "bytes_up": self.ledger.bytes(round_index, site, "up"),
+                "bytes_down": self.ledger.bytes(round_index, site, "down"),
+            }
+        return {
+            "round": round_index,
+            "seconds": round(time.time() - self.round_started, 3),
+            "validation_dice_received": sum(scores.values()) / len(scores) if scores else None,
+            "aggregation_error": self.aggregate.error if self.aggregate else None,
+            "sites": sites,
+            "refused": [dataclasses.asdict(refusal) for refusal in self.refused],
+        }
 
     @property
     def run(self) -> str:
@@ -84,6 +146,26 @@ def server_job(fl_ctx: FLContext) -> ServerJob:
             "no open job: use flap_nvflare.flare.controller.FlapController as the job's workflow"
         )
     return job
+
+
+def keep_best(
+    job: ServerJob,
+    tensors: Mapping[str, torch.Tensor],
+    rounds: int,
+    scores: Mapping[str, float],
+) -> bool:
+    """Keeps the adapter made by `rounds` rounds if its mean over sites beats the best so far.
+
+    Only validation Dice of sites whose update counted goes in; test cases never do.
+    """
+    if not scores:
+        return False
+    score = sum(scores.values()) / len(scores)
+    best = job.folder.load(BEST, job.spec)
+    if best is not None and best[1]["score"] >= score:
+        return False
+    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score)
+    return True
 
 
 def _first_adapter(

@@ -22,6 +22,7 @@ SUBMIT_MODEL = "submit_model"
 
 FEDERATION = "flap_federation"  # header of a task: the federation's settings as a plain dict
 RUN = "flap_run"  # header of a task: the run's name, under which a site keeps its state
+TURNED = "flap_turned"  # header of a task: whether the last aggregation turned the factors
 SPEC = "flap_spec"  # DXO meta: UpdateSpec as a plain dict
 ROUND = "flap_round"  # DXO meta: round index, from 0
 WEIGHT = "flap_weight"  # DXO meta: the site's weight in the aggregate

@@ -11,7 +11,6 @@ from nvflare.app_common.abstract.model import (
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
 
-from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare.job import server_job
 from flap_nvflare.flare.run import LAST
 
@@ -31,7 +30,8 @@ class FlapPersistor(ModelPersistor):
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Writes `adapter_last.safetensors` of the round that has just been aggregated."""
         job = server_job(fl_ctx)
-        finished = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)) + 1
+        round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        # The line first: a kill between the two leaves a line that the resume cuts off.
+        job.folder.append_round(job.round_line(round_index))
         tensors = model[ModelLearnableKey.WEIGHTS]
-        spec = UpdateSpec.of(tensors, job.spec.method, job.spec.rank, job.spec.base_sha256)
-        job.folder.save(LAST, tensors, spec, rounds=finished, turned=job.turned)
+        job.folder.save(LAST, tensors, job.spec, rounds=round_index + 1, turned=job.turned)

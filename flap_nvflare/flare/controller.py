@@ -1,0 +1,169 @@
+"""The server's workflow: FLARE's ScatterAndGather with quorum, resume and a last evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
+
+from flap_nvflare.flare import messages
+from flap_nvflare.flare.finish import models_to_score, write_results
+from flap_nvflare.flare.job import ServerJob, open_job
+
+
+class FlapController(ScatterAndGather):
+    """Runs the rounds that are left, then scores every model on every site's test cases.
+
+    The settings come from the job's `federation.yaml`; `FLAP_RESUME` goes on with a run.
+
+    Args:
+        federation: settings in place of `federation.yaml`, as `Federation.to_dict` gives them.
+        name: name of the federation, the folder of its runs.
+        aggregator_id: component id of the aggregator.
+        persistor_id: component id of the persistor.
+        shareable_generator_id: component id of the shareable generator.
+    """
+
+    def __init__(
+        self,
+        federation: dict[str, Any] | None = None,
+        name: str = "fed_kits",
+        aggregator_id: str = "aggregator",
+        persistor_id: str = "persistor",
+        shareable_generator_id: str = "shareable_generator",
+    ) -> None:
+        super().__init__(
+            aggregator_id=aggregator_id,
+            persistor_id=persistor_id,
+            shareable_generator_id=shareable_generator_id,
+            task_check_period=0.1,
+        )
+        self.federation = federation
+        self.name = name
+        self._job: ServerJob | None = None
+        self._bytes_down = 0
+        self._scores: dict[str, dict[str, Any]] = {}
+
+    @property
+    def job(self) -> ServerJob:
+        """The open job."""
+        if self._job is None:
+            raise RuntimeError("the job is opened by start_controller")
+        return self._job
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Opens the job; a bad setting stops it with its message."""
+        try:
+            job = self._job = open_job(fl_ctx, self.name, self.federation)
+        except (ValueError, OSError) as error:
+            self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
+            return
+        federation = job.federation
+        job.quorum = federation.min_sites or max(1, len(self._engine.get_clients()))
+        self._min_clients = job.quorum
+        self._start_round = job.start_round
+        self._num_rounds = federation.rounds - job.start_round
+        self._train_timeout = federation.train_timeout
+        self._wait_time_after_min_received = federation.straggler_wait
+        self._snapshot_every_n_rounds = 0
+        job.write_description()
+        self.log_info(
+            fl_ctx,
+            f"federation {job.run}: method {federation.method}, rank {federation.rank}, rule "
+            f"{federation.rule}, {job.spec.parameters:,} parameters travel, rounds "
+            f"{job.start_round} to {federation.rounds - 1}; results in {job.folder.path}",
+        )
+        super().start_controller(fl_ctx)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """The rounds, then the cross-site evaluation and the results."""
+        super().control_flow(abort_signal, fl_ctx)
+        done = self._current_round == self.job.federation.rounds
+        if not done or abort_signal.triggered:
+            return
+        try:
+            self._score_models(abort_signal, fl_ctx)
+            if not abort_signal.triggered:
+                print(write_results(self.job, self._scores), flush=True)
+        except Exception as error:
+            self.log_exception(fl_ctx, "cross-site evaluation failed")
+            self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Starts the books of a round."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == AppEventType.ROUND_STARTED:
+            self.job.begin_round()
+            self._bytes_down = 0
+
+    def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        super()._prepare_train_task_data(client_task, fl_ctx)
+        data = client_task.task.data
+        if not self._bytes_down:
+            self._address(data, self._current_round)
+            self._bytes_down = messages.serialised_bytes(data)
+        self.job.ledger.add(self._current_round, client_task.client.name, "down", self._bytes_down)
+
+    def _address(self, data: Shareable, round_index: int) -> None:
+        """Adds to a task's message what a site must know to do and to check it."""
+        data.set_header(messages.FEDERATION, self.job.federation.to_dict())
+        data.set_header(messages.RUN, self.job.run)
+        data.set_header(messages.TURNED, self.job.turned)
+        if data.get("DXO") and data["DXO"].get("kind") == DataKind.WEIGHTS:
+            data["DXO"]["meta"] = {
+                messages.SPEC: self.job.spec.to_dict(),
+                messages.ROUND: round_index,
+            }
+
+    def _score_models(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        models = models_to_score(self.job)
+        self.log_info(fl_ctx, f"cross-site evaluation of {', '.join(models)}")
+        rounds = self.job.federation.rounds
+        data = DXO(
+            DataKind.COLLECTION,
+            data={
+                name: messages.weights_dxo(tensors, self.job.spec, rounds)
+                for name, tensors in models.items()
+            },
+        ).to_shareable()
+        self._address(data, rounds)
+        task = Task(
+            name=messages.VALIDATE,
+            data=data,
+            timeout=self.job.federation.train_timeout,
+            result_received_cb=self._receive_scores,
+        )
+        self.broadcast_and_wait(
+            task=task,
+            min_responses=self._min_clients,
+            wait_time_after_min_received=self.job.federation.straggler_wait,
+            fl_ctx=fl_ctx,
+            abort_signal=abort_signal,
+        )
+        for client in self._engine.get_clients():
+            self._note_missing(client, fl_ctx)
+
+    def _receive_scores(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        site, result = client_task.client.name, client_task.result
+        client_task.result = None
+        code = result.get_return_code()
+        if code != ReturnCode.OK:
+            self.log_error(fl_ctx, f"site {site} could not score the models: {code}")
+            return
+        data = messages.read_dxo(result, DataKind.METRICS).data
+        if isinstance(data, Mapping):
+            self._scores[site] = dict(data)
+
+    def _note_missing(self, client: Client, fl_ctx: FLContext) -> None:
+        if client.name not in self._scores:
+            self.log_error(fl_ctx, f"no scores from site {client.name}")

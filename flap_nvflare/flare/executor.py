@@ -1,0 +1,203 @@
+"""The executor: a site's work, asked for by task, done by the site's own MONAI workflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from flap_nvflare.adapter.guard import check_update
+from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update
+from flap_nvflare.flare import messages
+from flap_nvflare.flare.context import read_site
+from flap_nvflare.settings import Federation, Site
+
+if TYPE_CHECKING:
+    from flap_nvflare.bundle.workflow import SiteWorkflow
+
+_KEPT_ROUNDS = 2
+
+
+class RefusedMessageError(ValueError):
+    """The server's message is not what this site accepts."""
+
+
+class FlapExecutor(Executor):
+    """Tasks `train`, `validate` and `submit_model` on the bundle installed at this site.
+
+    A task carries settings and tensors, never code. What must outlive this process (the
+    optimiser's moments) is on the site's disk, since FLARE's simulator may start a process
+    for every task.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._workflow: SiteWorkflow | None = None
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """The task's reply, or an error reply; details stay in this site's own log."""
+        tasks = {
+            messages.TRAIN: self._train,
+            messages.VALIDATE: self._validate,
+            messages.SUBMIT_MODEL: self._submit_model,
+        }
+        if task_name not in tasks:
+            return make_reply(ReturnCode.TASK_UNKNOWN)
+        try:
+            return tasks[task_name](shareable, fl_ctx, lambda: bool(abort_signal.triggered))
+        except Exception as error:  # whatever happens here must not take the process down
+            if abort_signal.triggered:
+                return make_reply(ReturnCode.TASK_ABORTED)
+            # The error's text may name a case: it goes to the site's own log, at a level that
+            # FLARE does not upload.
+            self.log_warning(fl_ctx, f"task {task_name} failed: {type(error).__name__}: {error}")
+            self.log_error(fl_ctx, f"task {task_name} failed with {type(error).__name__}")
+            code = (
+                ReturnCode.BAD_TASK_DATA
+                if isinstance(error, RefusedMessageError)
+                else ReturnCode.EXECUTION_EXCEPTION
+            )
+            return make_reply(code)
+
+    def _train(
+        self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
+    ) -> Shareable:
+        started = time.perf_counter()
+        dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
+        round_index = int(dxo.meta[messages.ROUND])
+        workflow = self._open(shareable, fl_ctx)
+        self._load(workflow, dxo)
+        score: dict[str, Any] = {}
+        if round_index > 0 and workflow.cases.validation:
+            score = workflow.evaluate("validation", should_stop).to_dict()
+        state = _state_folder(workflow.site, shareable)
+        moments = state / f"moments_{round_index - 1}.safetensors"
+        if moments.is_file():
+            workflow.load_state(
+                moments, reset_factors=bool(shareable.get_header(messages.TURNED, True))
+            )
+        report = workflow.train(round_index, should_stop, self._progress(workflow, fl_ctx))
+        tensors, spec = workflow.adapter(), workflow.spec()
+        workflow.save_state(state / f"moments_{round_index}.safetensors")
+        save_update(state / "adapter.safetensors", tensors, spec)
+        (state / f"moments_{round_index - _KEPT_ROUNDS}.safetensors").unlink(missing_ok=True)
+        figures = {
+            "dice": score.get("dice", {}),
+            "loss": report.loss,
+            "steps": report.steps,
+            "slices": report.slices,
+            "cases": report.cases,
+            "seconds": round(time.perf_counter() - started, 3),
+            "synthetic": workflow.site.synthetic,
+        }
+        weight = _weight(workflow.federation, report.cases, report.slices)
+        return messages.weights_dxo(
+            tensors,
+            spec,
+            round_index,
+            **{messages.WEIGHT: weight, messages.REPORT: figures},
+        ).to_shareable()
+
+    def _validate(
+        self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
+    ) -> Shareable:
+        dxo = messages.read_dxo(shareable, DataKind.COLLECTION)
+        workflow = self._open(shareable, fl_ctx)
+        scores: dict[str, Any] = {}
+        for name in sorted(dxo.data):
+            self._load(workflow, dxo.data[name])
+            scores[name] = {"test": workflow.evaluate("test", should_stop).to_dict()}
+            if name == "last" and workflow.cases.validation:
+                scored = workflow.evaluate("validation", should_stop)
+                scores[name]["validation"] = scored.to_dict()
+        return DXO(DataKind.METRICS, data=scores).to_shareable()
+
+    def _submit_model(
+        self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
+    ) -> Shareable:
+        workflow = self._open(shareable, fl_ctx)
+        tensors, spec, _ = load_update(
+            _state_folder(workflow.site, shareable) / "adapter.safetensors"
+        )
+        return messages.weights_dxo(tensors, spec, workflow.federation.rounds).to_shareable()
+
+    def _open(self, shareable: Shareable, fl_ctx: FLContext) -> SiteWorkflow:
+        """This site's workflow for the task's settings, kept while they stay the same."""
+        from flap_nvflare.bundle.workflow import SiteWorkflow
+
+        federation = Federation.from_dict(shareable.get_header(messages.FEDERATION) or {})
+        if self._workflow is None or self._workflow.federation != federation:
+            site = read_site(fl_ctx)
+            if site.synthetic:
+                self.log_info(fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named")
+            workflow = SiteWorkflow(federation, site)
+            base = workflow.spec().base_sha256
+            if site.checkpoint_sha256 not in ("", base):
+                raise RefusedMessageError(
+                    f"base weights {site.checkpoint or 'of the package'} have SHA-256 {base}; "
+                    f"this site's settings allow {site.checkpoint_sha256} only"
+                )
+            self._workflow = workflow
+        return self._workflow
+
+    def _load(self, workflow: SiteWorkflow, dxo: DXO) -> None:
+        """Checks the server's adapter against this site's own network, then loads it."""
+        sent_round = dxo.meta.get(messages.ROUND)
+        refusal = check_update(
+            dxo.data,
+            UpdateSpec.from_dict(dxo.meta[messages.SPEC]),
+            site="server",
+            round_index=sent_round,
+            expected_round=sent_round,
+            weight=None,
+            expected=workflow.spec(),
+            frozen=workflow.frozen(),
+        )
+        if refusal is not None:
+            raise RefusedMessageError(f"adapter from the server: {refusal.key}: {refusal.reason}")
+        workflow.load_adapter({name: tensor.to(torch.float32) for name, tensor in dxo.data.items()})
+
+    def _progress(
+        self, workflow: SiteWorkflow, fl_ctx: FLContext
+    ) -> Callable[[dict[str, Any]], None]:
+        def show(figures: dict[str, Any]) -> None:
+            step, steps = figures["step"], figures["steps"]
+            if step == steps or step % max(1, steps // 2) == 0:
+                self.log_info(
+                    fl_ctx,
+                    f"site {workflow.site.name} round {figures['round'] + 1}/"
+                    f"{workflow.federation.rounds} step {step}/{steps} "
+                    f"loss {figures['loss']:.4f} rate {figures['rate']:.2e}",
+                )
+
+        return show
+
+
+def _state_folder(site: Site, shareable: Shareable) -> Path:
+    run = str(shareable.get_header(messages.RUN) or "")
+    parts = run.split("/")
+    if len(parts) != 2 or not all(part and set(part) <= _SAFE for part in parts):
+        raise RefusedMessageError(f"run name {run!r} is not of the form job/time")
+    if site.state_dir is None:
+        raise ValueError(f"site {site.name} has no state_dir")
+    folder = site.state_dir / parts[0] / parts[1] / site.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+def _weight(federation: Federation, cases: int, slices: int) -> float:
+    return float({"cases": cases, "slices": slices, "equal": 1}[federation.weight_by])
