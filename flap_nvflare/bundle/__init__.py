@@ -1,0 +1,1 @@
+"""The MONAI Bundle: the one training workflow, its configs and what wraps them."""

@@ -1,0 +1,82 @@
+"""What the bundle's configs make with functions of this package instead of MONAI classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flap_nvflare.settings import (
+    CHECKPOINT_VARIABLE,
+    DATA_VARIABLE,
+    Federation,
+    SettingsError,
+    Site,
+)
+
+if TYPE_CHECKING:
+    from flap_nvflare.sam.segmenter import Segmenter
+
+
+def make_federation(profile: str = "auto", **values: Any) -> Federation:
+    """The profile's settings, changed by every value that is not None.
+
+    Raises:
+        SettingsError: on an unknown name or a value out of range.
+    """
+    changes = {name: value for name, value in values.items() if value is not None}
+    return Federation.of_profile(profile, changes)
+
+
+def make_site(
+    name: str | int,
+    data_root: str | Path | None,
+    checkpoint: str | None = None,
+    checkpoint_sha256: str = "",
+    device: str = "auto",
+) -> Site:
+    """A site's disk; what is None comes from the environment.
+
+    Raises:
+        SettingsError: if there is no folder with scans.
+    """
+    root = data_root if data_root is not None else os.environ.get(DATA_VARIABLE, "")
+    if str(root) == "":
+        raise SettingsError(
+            f"site {name} has no data: give --data_root FOLDER or set {DATA_VARIABLE}"
+        )
+    return Site(
+        name=str(name),
+        data_root=Path(root),
+        checkpoint=str(checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")),
+        checkpoint_sha256=str(checkpoint_sha256),
+        device=str(device),
+    )
+
+
+def make_network(federation: Federation, site: Site) -> Segmenter:
+    """The segmenter on the site's base model.
+
+    Raises:
+        SettingsError: if the site accepts only another base.
+    """
+    from flap_nvflare.sam.segmenter import build_segmenter
+
+    network = build_segmenter(
+        arch=federation.arch,
+        image_size=federation.image_size,
+        classes=federation.classes,
+        method=federation.method,
+        rank=federation.rank,
+        seed=federation.seed,
+        checkpoint=site.checkpoint or None,
+        base=federation.base,
+    )
+    pinned = site.checkpoint_sha256.lower()
+    if pinned and network.base_sha256 != pinned:
+        raise SettingsError(
+            f"site {site.name} accepts only the base with SHA-256 {pinned}, but "
+            f"{site.checkpoint or federation.base} has {network.base_sha256}; give the right "
+            f"file as checkpoint, or change checkpoint_sha256"
+        )
+    return network

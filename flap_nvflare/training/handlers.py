@@ -1,0 +1,99 @@
+"""What happens at each step of MONAI's trainer besides the step itself."""
+
+from __future__ import annotations
+
+import math
+
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
+from torch.optim.lr_scheduler import LambdaLR
+
+from flap_nvflare.training.errors import Stopped, TrainingError
+from flap_nvflare.training.schedule import RoundClock
+
+
+class RateStart:
+    """Sets the rate of the round's first step; MONAI's LrScheduleHandler sets the others.
+
+    The scheduler lives as long as the optimiser and would count on from the last round,
+    while the schedule counts the steps of a round from 0.
+
+    Args:
+        scheduler: the scheduler whose factor is `RoundClock.factor`.
+    """
+
+    def __init__(self, scheduler: LambdaLR) -> None:
+        self.scheduler = scheduler
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the handler with a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Rewinds the scheduler to step 0 of the clock's round."""
+        scheduler = self.scheduler
+        scheduler.last_epoch = 0
+        rates = zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
+        scheduler._last_lr = [base * factor(0) for factor, base in rates]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
+
+class RoundWatch:
+    """Ends the round when asked, refuses a loss that is no number, tells of every step.
+
+    Args:
+        clock: where the site is in the federation, and who asks and listens.
+        site: the site's name, for messages.
+
+    Attributes:
+        losses: the loss of every step of the round.
+    """
+
+    def __init__(self, clock: RoundClock, site: str) -> None:
+        self.clock = clock
+        self.site = site
+        self.losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the handlers with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._ask)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell)
+
+    def _start(self, engine: Engine) -> None:
+        self.losses = []
+
+    def _ask(self, engine: Engine) -> None:
+        if self.clock.should_stop():
+            raise Stopped(
+                f"site {self.site}, round {self.clock.index}: stopped as asked before step "
+                f"{engine.state.iteration} of {self.clock.steps}"
+            )
+
+    def _check(self, engine: Engine) -> None:
+        # Before the backward pass, so that neither weights nor moments take it in.
+        loss = float(engine.state.output[CommonKeys.LOSS].detach())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"site {self.site}, round {self.clock.index}, step {engine.state.iteration} of "
+                f"{self.clock.steps}: the loss is {loss}; nothing of this round is kept. Lower "
+                f"learning_rate, use precision fp32, or look for broken scans"
+            )
+        self.losses.append(loss)
+
+    def _tell(self, engine: Engine) -> None:
+        if self.clock.progress is None:
+            return
+        # Attached before the schedule's handler: the rate shown is the one this step used.
+        self.clock.progress(
+            {
+                "round": self.clock.index,
+                "step": engine.state.iteration,
+                "steps": self.clock.steps,
+                "loss": self.losses[-1],
+                "rate": engine.optimizer.param_groups[0]["lr"],
+            }
+        )

@@ -1,0 +1,138 @@
+"""What an evaluation found: one score a case, and their summary for the site. Plain data.
+
+The convention, stated once: a case in which a class is neither present nor predicted says
+nothing about the class. Its Dice is left out (None) and counted; one mask empty is 0. The
+paper counts both empty as 1: that figure stands in a second column. A site's Dice is the
+mean over its cases for each class, then the mean of the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Figures = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One case; every tuple has one figure a class, in the order of the class names.
+
+    Attributes:
+        case: the case's name.
+        dice: hard Dice, None where the class is neither present nor predicted.
+        dice_paper: the same with 1 in place of None.
+        nsd: normalised surface Dice; empty if not asked for.
+        hd95: 95th percentile of the surface distance in mm, None where either mask is
+            empty; the tuple is empty if not asked for.
+    """
+
+    case: str
+    dice: Figures
+    dice_paper: tuple[float, ...]
+    nsd: Figures = ()
+    hd95: Figures = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON holds; no figure is NaN."""
+        values: dict[str, Any] = {
+            "case": self.case,
+            "dice": list(self.dice),
+            "dice_paper": list(self.dice_paper),
+        }
+        for name in ("nsd", "hd95"):
+            if getattr(self, name):
+                values[name] = list(getattr(self, name))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CaseScore:
+        """Reads back `to_dict`."""
+        figures = {
+            name: tuple(values.get(name, ())) for name in ("dice", "dice_paper", "nsd", "hd95")
+        }
+        return cls(case=str(values["case"]), **figures)
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """All cases of one split of one site.
+
+    Attributes:
+        site: the site's name.
+        split: `validation` or `test`.
+        class_names: foreground classes in label order.
+        cases: the scores of the cases, in the order of the split.
+        seconds: how long the evaluation took, without reading the scans.
+    """
+
+    site: str
+    split: str
+    class_names: tuple[str, ...]
+    cases: tuple[CaseScore, ...]
+    seconds: float = 0.0
+
+    def by_class(self, figure: str = "dice") -> dict[str, float | None]:
+        """Mean over the cases for each class; None where no case has the figure.
+
+        Args:
+            figure: `dice`, `dice_paper`, `nsd` or `hd95`.
+        """
+        return {
+            name: _mean(getattr(case, figure)[i] for case in self.cases if getattr(case, figure))
+            for i, name in enumerate(self.class_names)
+        }
+
+    @property
+    def dice(self) -> float | None:
+        """Mean over the classes of the mean Dice over the cases; None without any figure."""
+        return _mean(self.by_class().values())
+
+    @property
+    def dice_paper(self) -> float | None:
+        """The same where both masks empty count as 1."""
+        return _mean(self.by_class("dice_paper").values())
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many cases say nothing about each class."""
+        return {
+            name: sum(case.dice[i] is None for case in self.cases)
+            for i, name in enumerate(self.class_names)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON holds: the summary, then the cases."""
+        values: dict[str, Any] = {
+            "site": self.site,
+            "split": self.split,
+            "class_names": list(self.class_names),
+            "dice": self.dice,
+            "dice_by_class": self.by_class(),
+            "dice_paper": self.dice_paper,
+            "dice_paper_by_class": self.by_class("dice_paper"),
+            "left_out": self.left_out,
+            "seconds": self.seconds,
+        }
+        for name in ("nsd", "hd95"):
+            if any(getattr(case, name) for case in self.cases):
+                values[f"{name}_by_class"] = self.by_class(name)
+        values["cases"] = [case.to_dict() for case in self.cases]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SiteScore:
+        """Reads back `to_dict`; the summary is worked out anew from the cases."""
+        return cls(
+            site=str(values["site"]),
+            split=str(values["split"]),
+            class_names=tuple(values["class_names"]),
+            cases=tuple(CaseScore.from_dict(case) for case in values["cases"]),
+            seconds=float(values.get("seconds", 0.0)),
+        )
+
+
+def _mean(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) / len(known) if known else None

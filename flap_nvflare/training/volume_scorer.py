@@ -1,0 +1,76 @@
+"""Puts the slices of a volume together again and scores it as soon as it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys
+
+from flap_nvflare.training.errors import Stopped
+from flap_nvflare.training.metrics import score_case
+from flap_nvflare.training.scores import CaseScore
+
+
+class VolumeScorer:
+    """Handler of MONAI's evaluator over the batches of `VolumeBatches`.
+
+    Only the class indices of one volume are held, never its logits.
+
+    Args:
+        classes: foreground classes C.
+        should_stop: asked before every batch.
+        tolerance: mm for the surface figures, None to leave them out.
+
+    Attributes:
+        scores: the volumes scored so far.
+    """
+
+    def __init__(
+        self, classes: int, should_stop: Callable[[], bool], tolerance: float | None = None
+    ) -> None:
+        self.classes = classes
+        self.should_stop = should_stop
+        self.tolerance = tolerance
+        self.scores: list[CaseScore] = []
+        self._slices: list[torch.Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the handlers with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._ask)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _ask(self, engine: Engine) -> None:
+        if self.should_stop():
+            raise Stopped(f"stopped as asked while scoring {engine.state.batch['volume'].name}")
+
+    def __call__(self, engine: Engine) -> None:
+        """Takes in the logits (n, C+1, S, S) of the next n slices of the present volume."""
+        volume = engine.state.batch["volume"]
+        label = torch.as_tensor(volume.label)
+        masks = native_masks(engine.state.output[CommonKeys.PRED], tuple(label.shape[1:]))
+        self._slices.extend(masks)
+        if len(self._slices) == len(label):
+            self.scores.append(
+                score_case(
+                    volume.name,
+                    torch.stack(self._slices),
+                    label,
+                    self.classes,
+                    volume.spacing,
+                    self.tolerance,
+                )
+            )
+            self._slices = []
+
+
+def native_masks(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Class indices (n, H, W) uint8 on the CPU from logits (n, C+1, S, S).
+
+    The logits are resized, not the masks, so that a border falls between pixels.
+    """
+    resized = torch.nn.functional.interpolate(
+        logits.float(), size=size, mode="bilinear", align_corners=False
+    )
+    return resized.argmax(dim=1).to(torch.uint8).cpu()
