@@ -102,9 +102,7 @@ class Federation:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            _require(
-                getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}"
-            )
+            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
@@ -246,9 +244,7 @@ class Site:
     synthetic: bool = False
 
 
-def _require(
-    holds: bool, name: str, value: object, expected: str, what: str = "value"
-) -> None:
+def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:
     if not holds:
         shown = f"{name!r}" if what == "name" else f"{name}: {value!r}"
         raise SettingsError(f"setting {shown} is not allowed; expected {expected}")

@@ -140,7 +140,9 @@ class FlapExecutor(Executor):
         if self._workflow is None or self._workflow.federation != federation:
             site = read_site(fl_ctx)
             if site.synthetic:
-                self.log_info(fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named")
+                self.log_info(
+                    fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
+                )
             workflow = SiteWorkflow(federation, site)
             base = workflow.spec().base_sha256
             if site.checkpoint_sha256 not in ("", base):

@@ -45,7 +45,9 @@ def write_results(job: ServerJob, scores: dict[str, dict[str, Any]]) -> str:
         for by_model in scores.values():
             by_model["best"] = {"test": by_model["last"]["test"]}
     matrix = {
-        model: {site: scores[site][model]["test"] for site in sorted(scores) if model in scores[site]}
+        model: {
+            site: scores[site][model]["test"] for site in sorted(scores) if model in scores[site]
+        }
         for model in sorted({model for by_model in scores.values() for model in by_model})
     }
     job.folder.write_json("cross_site.json", matrix)

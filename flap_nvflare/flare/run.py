@@ -59,7 +59,7 @@ class RunFolder:
         """Writes `name` atomically as indented JSON."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        temporary.replace(self.path / name)
 
     def append_round(self, line: Mapping[str, Any]) -> None:
         """Adds one line to `rounds.jsonl`."""
@@ -84,7 +84,7 @@ class RunFolder:
         kept = [line for line in self.rounds() if line["round"] < finished]
         temporary = self._rounds_path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self._rounds_path)
+        temporary.replace(self._rounds_path)
 
     @property
     def _rounds_path(self) -> Path:

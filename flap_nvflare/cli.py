@@ -1,0 +1,89 @@
+"""The command `flap-nvflare`: each subcommand reads its arguments, calls a room, prints.
+
+Rooms are imported inside the subcommands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from flap_nvflare import __version__
+from flap_nvflare.settings import ARCHITECTURES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one subcommand; the exit code is 0 only on success."""
+    parser = argparse.ArgumentParser(prog="flap-nvflare", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_count(commands)
+    _add_phantom(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except (ValueError, OSError) as error:
+        print(f"flap-nvflare {parsed.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_count(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "count", help="parameters, bytes and reduction of the seven methods"
+    )
+    command.add_argument("--arch", choices=ARCHITECTURES, default="vit_b")
+    command.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    command.add_argument("--classes", type=int, default=2, help="foreground classes")
+    command.add_argument("--rank", type=int, default=32)
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(run=_count)
+
+
+def _count(parsed: argparse.Namespace) -> None:
+    from flap_nvflare.sam.tuning import count
+
+    rows = count(parsed.arch, parsed.image_size, parsed.classes, parsed.rank)
+    if parsed.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{parsed.arch} at {parsed.image_size} px, {parsed.classes} classes, "
+        f"rank {parsed.rank}: one transfer in fp32",
+        title_justify="left",
+    )
+    for name in ("method", "parameters", "bytes", "reduction"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(row.method, f"{row.parameters:,}", f"{row.bytes:,}", f"{row.reduction:.1f}")
+    Console().print(table)
+
+
+def _add_phantom(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "phantom", help="write synthetic abdominal CTs in the layout of KiTS19"
+    )
+    command.add_argument("out", type=Path, help="folder to write into")
+    command.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    command.add_argument("--sites", default="", help="letters of the sites, such as ABC")
+    command.set_defaults(run=_phantom)
+
+
+def _phantom(parsed: argparse.Namespace) -> None:
+    from rich.progress import track
+
+    from flap_nvflare.data.phantom import PHANTOM_SITES, write_phantom
+
+    sites = list(parsed.sites) or list(PHANTOM_SITES)
+    for site in track(sites, description="Synthetic CTs by site"):
+        write_phantom(parsed.out, seed=parsed.seed, sites=[site])
+    print(f"Synthetic CTs of sites {', '.join(sites)} in {parsed.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
