@@ -164,7 +164,7 @@ class FlapExecutor(Executor):
             expected_round=sent_round,
             weight=None,
             expected=workflow.spec(),
-            frozen=workflow.frozen(),
+            frozen=set(workflow.network.state_dict()) - set(workflow.spec().shapes),
         )
         if refusal is not None:
             raise RefusedMessageError(f"adapter from the server: {refusal.key}: {refusal.reason}")

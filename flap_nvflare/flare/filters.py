@@ -49,8 +49,15 @@ class AdapterOnlyFilter(Filter):
         if extra:
             raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
         if _DXO_KEYS & set(shareable):
-            _check_dxo(from_shareable(shareable), method)
+            _check_dxo(_read(shareable), method)
         return shareable
+
+
+def _read(shareable: Shareable) -> DXO:
+    try:
+        return from_shareable(shareable)
+    except Exception as error:  # FLARE raises several types for what a peer may send
+        raise ContentBlockedException(f"a DXO that can't be read may not travel: {error}") from error
 
 
 def _bare_error(shareable: Shareable) -> Shareable:

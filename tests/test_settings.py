@@ -1,0 +1,61 @@
+"""Settings: every bad value is refused by name, and the job's file gives the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flap_nvflare.settings import Federation, SettingsError
+
+JOB = Path(__file__).parents[1] / "jobs" / "fed_kits" / "app" / "config" / "federation.yaml"
+
+
+def test_survives_a_round_trip() -> None:
+    federation = Federation(rank=4, class_names=("prostate",))
+    assert Federation.from_dict(federation.to_dict()) == federation
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 0),
+        ("rank", "8"),
+        ("rank", True),
+        ("rank", 8.0),
+        ("method", "everything"),
+        ("rule", "median"),
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("class_names", []),
+        ("class_names", "kidney"),
+        ("rounds", 10**9),
+        ("no_such_setting", 1),
+    ],
+)
+def test_a_bad_value_is_named(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Federation.from_dict({name: value})
+
+
+def test_job_file_holds_the_defaults() -> None:
+    assert Federation.load(JOB, environment={}) == Federation()
+
+
+def test_a_real_checkpoint_switches_to_the_papers_settings() -> None:
+    federation = Federation.load(JOB, environment={"FLAP_SAM_CHECKPOINT": "sam_vit_b.pth"})
+    found = (federation.arch, federation.image_size, federation.rank, federation.rounds)
+    assert found == ("vit_b", 224, 32, 25)
+
+
+@pytest.mark.parametrize("text", ["- a", "rank: [", "profile: hospital", "rank: many"])
+def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"federation\.yaml"):
+        Federation.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="absent"):
+        Federation.load(tmp_path / "absent.yaml")
