@@ -56,7 +56,8 @@ class Alone:
             SettingsError: if the folder holds a run and `resume` is false.
         """
         lines = self._start(resume)
-        best = max((line["dice"] for line in lines if line["dice"] is not None), default=None)
+        known = [line["dice"]["mean"] for line in lines]
+        best = max((dice for dice in known if dice is not None), default=None)
         for index in range(len(lines), self.work.federation.rounds):
             report = self.work.train(index)
             score = self.work.evaluate("validation")
@@ -68,8 +69,7 @@ class Alone:
                 {
                     "round": index,
                     **report.to_dict(),
-                    "dice": dice,
-                    "dice_by_class": score.by_class(),
+                    "dice": {**score.by_class(), "mean": dice},
                 }
             )
             _write(self.folder / ROUNDS, "".join(json.dumps(line) + "\n" for line in lines))

@@ -49,12 +49,14 @@ class RoundWatch:
 
     Attributes:
         losses: the loss of every step of the round.
+        stopped: whether the round was ended as asked.
     """
 
     def __init__(self, clock: RoundClock, site: str) -> None:
         self.clock = clock
         self.site = site
         self.losses: list[float] = []
+        self.stopped = False
 
     def attach(self, engine: Engine) -> None:
         """Registers the handlers with a trainer."""
@@ -64,13 +66,20 @@ class RoundWatch:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell)
 
     def _start(self, engine: Engine) -> None:
-        self.losses = []
+        self.losses, self.stopped = [], False
 
     def _ask(self, engine: Engine) -> None:
+        # Terminated and not raised: ignite logs every exception as an error.
         if self.clock.should_stop():
+            self.stopped = True
+            engine.terminate()
+
+    def require_whole(self) -> None:
+        """Raises Stopped if the round was ended before its last step."""
+        if self.stopped:
             raise Stopped(
-                f"site {self.site}, round {self.clock.index}: stopped as asked before step "
-                f"{engine.state.iteration} of {self.clock.steps}"
+                f"site {self.site}, round {self.clock.index}: stopped as asked after step "
+                f"{len(self.losses)} of {self.clock.steps}"
             )
 
     def _check(self, engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -69,8 +70,13 @@ def _surface(
         box = _box(predicted | true)
         pair = [mask[box][None, None].float() for mask in (predicted, true)]
         options = {"include_background": True, "spacing": [float(mm) for mm in spacing]}
-        nsd.append(_plain(compute_surface_dice(*pair, class_thresholds=[tolerance], **options)))
-        hd95.append(_plain(compute_hausdorff_distance(*pair, percentile=95, **options)))
+        with warnings.catch_warnings():
+            # MONAI warns of an argument that its own functions pass to one another.
+            warnings.simplefilter("ignore", FutureWarning)
+            near = compute_surface_dice(*pair, class_thresholds=[tolerance], **options)
+            far = compute_hausdorff_distance(*pair, percentile=95, **options)
+        nsd.append(_plain(near))
+        hd95.append(_plain(far))
     return tuple(nsd), tuple(hd95)
 
 

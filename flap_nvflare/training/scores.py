@@ -103,21 +103,23 @@ class SiteScore:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Values that JSON holds: the summary, then the cases."""
+        """Values that JSON holds: the summary, then the cases.
+
+        Each figure is a dictionary by class with the mean of the classes as `mean`.
+        """
         values: dict[str, Any] = {
             "site": self.site,
             "split": self.split,
             "class_names": list(self.class_names),
-            "dice": self.dice,
-            "dice_by_class": self.by_class(),
-            "dice_paper": self.dice_paper,
-            "dice_paper_by_class": self.by_class("dice_paper"),
+            "dice": {**self.by_class(), "mean": self.dice},
+            "dice_paper": {**self.by_class("dice_paper"), "mean": self.dice_paper},
             "left_out": self.left_out,
             "seconds": self.seconds,
         }
         for name in ("nsd", "hd95"):
             if any(getattr(case, name) for case in self.cases):
-                values[f"{name}_by_class"] = self.by_class(name)
+                figures = self.by_class(name)
+                values[name] = {**figures, "mean": _mean(figures.values())}
         values["cases"] = [case.to_dict() for case in self.cases]
         return values
 

@@ -25,6 +25,7 @@ class VolumeScorer:
 
     Attributes:
         scores: the volumes scored so far.
+        stopped: whether the pass was ended as asked.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class VolumeScorer:
         self.should_stop = should_stop
         self.tolerance = tolerance
         self.scores: list[CaseScore] = []
+        self.stopped = False
         self._slices: list[torch.Tensor] = []
 
     def attach(self, engine: Engine) -> None:
@@ -42,8 +44,15 @@ class VolumeScorer:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _ask(self, engine: Engine) -> None:
+        # Terminated and not raised: ignite logs every exception as an error.
         if self.should_stop():
-            raise Stopped(f"stopped as asked while scoring {engine.state.batch['volume'].name}")
+            self.stopped = True
+            engine.terminate()
+
+    def require_whole(self) -> None:
+        """Raises Stopped if the pass was ended before its last batch."""
+        if self.stopped:
+            raise Stopped(f"stopped as asked after scoring {len(self.scores)} cases")
 
     def __call__(self, engine: Engine) -> None:
         """Takes in the logits (n, C+1, S, S) of the next n slices of the present volume."""

@@ -171,6 +171,7 @@ class SiteWork:
         self.clock.should_stop, self.clock.progress = should_stop, progress
         started = time.perf_counter()
         self._new_trainer(train_data_loader=loader, epoch_length=len(loader)).run()
+        self.watch.require_whole()
         losses = self.watch.losses
         return TrainReport(
             loss=sum(losses) / len(losses),
@@ -204,6 +205,7 @@ class SiteWork:
         if batches.volumes:
             with torch.inference_mode():
                 self._new_evaluator(val_data_loader=batches, val_handlers=[scorer]).run()
+        scorer.require_whole()
         return SiteScore(
             site=self.site.name,
             split=split,
