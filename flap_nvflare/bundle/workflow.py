@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flap_nvflare.settings import Federation, Site
+from flap_nvflare.training.schedule import never
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class SiteWorkflow:
     def train(
         self,
         round_index: int,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = never,
         progress: Progress | None = None,
     ) -> TrainReport:
         """Trains one round; see `SiteWork.train`."""
@@ -80,7 +81,7 @@ class SiteWorkflow:
     def evaluate(
         self,
         split: str,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = never,
         surface_tolerance: float | None = None,
     ) -> SiteScore:
         """Scores one split; see `SiteWork.evaluate`."""

@@ -26,7 +26,8 @@ def rate_factor(progress: float, warmup_fraction: float, decay_power: float) -> 
     return float(max(0.0, 1.0 - t) ** decay_power)
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Asked whether to stop: no."""
     return False
 
 
@@ -49,7 +50,7 @@ class RoundClock:
     decay_power: float
     index: int = 0
     steps: int = 1
-    should_stop: Callable[[], bool] = _never
+    should_stop: Callable[[], bool] = never
     progress: Callable[[dict[str, Any]], None] | None = None
 
     def factor(self, step: int) -> float:

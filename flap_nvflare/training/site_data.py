@@ -10,6 +10,7 @@ import torch
 
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.errors import Stopped
+from flap_nvflare.training.schedule import never
 from flap_nvflare.training.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class SiteData:
     def _cases(self, split: str) -> tuple[Case, ...]:
         return tuple(case for cases in self.by_site.values() for case in getattr(cases, split))
 
-    def volumes(self, split: str, should_stop: Callable[[], bool]) -> list[tuple[Volume, Window]]:
+    def volumes(
+        self, split: str, should_stop: Callable[[], bool] = never
+    ) -> list[tuple[Volume, Window]]:
         """The volumes of a split, each with the window of its own site.
 
         Raises:
@@ -97,7 +100,7 @@ class SiteData:
             self._volumes[name, split] = tuple(volumes)
         return self._volumes[name, split]
 
-    def loader(self, round_index: int, should_stop: Callable[[], bool]) -> DataLoader:
+    def loader(self, round_index: int, should_stop: Callable[[], bool] = never) -> DataLoader:
         """Batches of a round's training slices, the same for the same seed, site and round."""
         from torch.utils.data import ConcatDataset, DataLoader
 

@@ -17,7 +17,7 @@ import torch
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.handlers import RoundWatch
 from flap_nvflare.training.moments import load_moments, save_moments
-from flap_nvflare.training.schedule import RoundClock
+from flap_nvflare.training.schedule import RoundClock, never
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.seeds import derive_seed
 from flap_nvflare.training.site_data import SiteData, VolumeBatches
@@ -143,7 +143,7 @@ class SiteWork:
     def train(
         self,
         round_index: int,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = never,
         progress: Progress | None = None,
     ) -> TrainReport:
         """Trains the round; weights and moments go on from where they are.
@@ -184,7 +184,7 @@ class SiteWork:
     def evaluate(
         self,
         split: str,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = never,
         surface_tolerance: float | None = None,
     ) -> SiteScore:
         """Scores every case of `split` in one pass over its slices.
