@@ -29,7 +29,7 @@ from flap_nvflare.sam.shapes import Pictures, draw_pictures
 
 BATCH = 16  # pictures in a step
 PROMPTS = 3  # prompts for each picture
-RATE = 1e-3
+RATE = 1.5e-3
 WARMUP = 100  # steps
 DECAY = 0.35  # last share of the steps, over which the rate falls to zero
 TARGETS = 4  # maps of the task without prompts: shape, small shape, edge, clean picture
@@ -48,7 +48,20 @@ class Pretraining(nn.Module):
             self.from_features = nn.Conv2d(sizes.dim // 8, TARGETS, 1)
         self.to_empty(device="cpu")
         initialise(self, generator)
+        align(self.sam.mask_decoder.transformer)
         self.size = sizes.native_size
+
+    @torch.no_grad()
+    def _tie_queries_to_keys(self) -> None:
+        """Starts the decoder's attention as a comparison of positions.
+
+        With equal projections a point's token attends to its own place from the first step;
+        otherwise most of a short run goes by before points and boxes mean anything.
+        """
+        for part in self.sam.mask_decoder.transformer.modules():
+            if hasattr(part, "q_proj"):
+                part.q_proj.weight.mul_(1.5)
+                part.k_proj.weight.copy_(part.q_proj.weight)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image embeddings and the positional encoding of their grid."""
@@ -73,6 +86,22 @@ class Pretraining(nn.Module):
         return coarse, self.from_features(features)
 
 
+@torch.no_grad()
+def align(transformer: Any) -> None:
+    """Lets cross attention between prompts and image begin as a search by position.
+
+    Equal projections of queries and keys make the score of a pair grow with the likeness of their
+    positional encodings. From random projections the model needs thousands of steps to find that
+    a prompt's place matters.
+    """
+    crossing = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        crossing += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in crossing:
+        attention.q_proj.weight.mul_(2)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+
 def draw_prompts(pictures: Pictures, generator: torch.Generator) -> tuple[Any, Tensor]:
     """Chooses shapes and prompts for them.
 
@@ -80,7 +109,7 @@ def draw_prompts(pictures: Pictures, generator: torch.Generator) -> tuple[Any, T
         `((coordinates, labels) or None, boxes or None)` for SAM's prompt encoder, and the
         targets as bool (N P, S, S). Points and boxes take turns at random.
     """
-    count, kinds, size, _ = pictures.visible.shape
+    size = pictures.visible.shape[-1]
     area = pictures.visible.sum((2, 3))
     usable = (area >= 9).float() * (1 + 2 * (area < 200)) + 1e-6
     chosen = torch.multinomial(usable, PROMPTS, generator=generator)
@@ -139,7 +168,9 @@ def mask_loss(masks: Tensor, iou: Tensor, target: Tensor) -> Tensor:
 def dense_loss(maps: Tensor, pictures: Pictures) -> Tensor:
     """Cross entropy of shape, small shape and edge, and squared error of the clean picture."""
     shape = pictures.visible.any(1)
-    region = (pictures.visible * torch.arange(1, pictures.visible.shape[1] + 1)[:, None, None]).sum(1)
+    region = (pictures.visible * torch.arange(1, pictures.visible.shape[1] + 1)[:, None, None]).sum(
+        1
+    )
     region = region[:, None].float()
     edge = functional.max_pool2d(region, 3, 1, 1) + functional.max_pool2d(-region, 3, 1, 1) > 0
     truth = torch.stack([shape, pictures.small, edge[:, 0]], 1).float()
@@ -219,7 +250,9 @@ def export(model: Pretraining, folder: Path, facts: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `python -m flap_nvflare.sam.pretrain`."""
-    parser = argparse.ArgumentParser(prog="python -m flap_nvflare.sam.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m flap_nvflare.sam.pretrain", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and state")
     parser.add_argument("--steps", type=int, default=4000, help="steps of the whole run")
     parser.add_argument("--seed", type=int, default=0)
@@ -275,9 +308,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         return 0
     tensors = load_file(path)
     step = int(tensors["step"])
-    model.load_state_dict(
-        {name[6:]: t for name, t in tensors.items() if name.startswith("model.")}
-    )
+    model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():
         if f"exp_avg.{name}" in tensors:
             optimizer.state[parameter] = {

@@ -1,0 +1,112 @@
+"""Low-rank adapters: W x + b becomes W x + b + B A x (Hu et al., arXiv 2106.09685), scale 1.
+
+A layer keeps its weights under their own names and gains one pair of factors for every slot it
+adapts; a slot is a range of output rows. The encoder's joint `qkv` projection has the slots `q`
+and `v`; the decoder's `q_proj` and `v_proj` have one each (arXiv 2407.21739, section 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LoraFactors(nn.Module):
+    """The pair of one slot: `lora_a` (r, in) and `lora_b` (out, r)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.lora_a = nn.Parameter(torch.empty(rank, inputs))
+        self.lora_b = nn.Parameter(torch.empty(outputs, rank))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """A normal with std 1 / sqrt(in), so that A x has x's scale; B zero, so that B A = 0."""
+        self.lora_a.normal_(std=1 / math.sqrt(self.lora_a.shape[1]), generator=generator)
+        self.lora_b.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return functional.linear(functional.linear(x, self.lora_a), self.lora_b)
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with adapters on some of its output rows.
+
+    Args:
+        base: the layer to adapt; its `weight` and `bias` objects are taken over.
+        slots: name of every slot and its first and last-plus-one output row; they may not overlap.
+        rank: rank of every pair of factors.
+
+    The factors are registered under `<slot>.lora_a` and `<slot>.lora_b` and hold no defined
+    values until `reset`.
+    """
+
+    def __init__(self, base: nn.Linear, slots: Mapping[str, tuple[int, int]], rank: int) -> None:
+        super().__init__(
+            base.in_features, base.out_features, bias=base.bias is not None, device="meta"
+        )
+        self.weight, self.bias = base.weight, base.bias
+        self.slots = dict(sorted(slots.items(), key=lambda item: item[1]))
+        ends = [0]
+        for name, (first, last) in self.slots.items():
+            if not ends[-1] <= first < last <= self.out_features:
+                raise ValueError(
+                    f"slot {name!r}: rows {first}..{last} overlap another slot or leave the "
+                    f"layer's {self.out_features} rows"
+                )
+            ends.append(last)
+            self.add_module(name, LoraFactors(self.in_features, last - first, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), the base's output plus every slot's product."""
+        out = super().forward(x)
+        if len(self.slots) == 1 and next(iter(self.slots.values())) == (0, self.out_features):
+            return out + self.get_submodule(next(iter(self.slots)))(x)
+        parts, row = [], 0
+        for name, (first, last) in self.slots.items():
+            if row < first:
+                parts.append(out[..., row:first])
+            parts.append(out[..., first:last] + self.get_submodule(name)(x))
+            row = last
+        if row < self.out_features:
+            parts.append(out[..., row:])
+        return torch.cat(parts, dim=-1)
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The weight W + B A of a plain linear layer that computes the same, (out, in)."""
+        weight = self.weight.clone()
+        for name, (first, last) in self.slots.items():
+            factors = self.get_submodule(name)
+            weight[first:last] += factors.lora_b @ factors.lora_a
+        return weight
+
+
+def add_lora(image_encoder: nn.Module, mask_decoder: nn.Module, rank: int) -> None:
+    """Adapts q and v of every attention layer of the encoder and of the decoder, in place."""
+    if rank < 1:
+        raise ValueError(f"rank: {rank!r} is no positive number")
+    for module in image_encoder.modules():
+        qkv = getattr(module, "qkv", None)
+        if isinstance(qkv, nn.Linear):
+            width = qkv.out_features // 3
+            slots = {"q": (0, width), "v": (2 * width, 3 * width)}
+            module.qkv = LoraLinear(qkv, slots, rank)
+    for module in mask_decoder.modules():
+        for slot in ("q", "v"):
+            projection = getattr(module, f"{slot}_proj", None)
+            if isinstance(projection, nn.Linear):
+                layer = LoraLinear(projection, {slot: (0, projection.out_features)}, rank)
+                setattr(module, f"{slot}_proj", layer)
+
+
+def reset_lora(module: nn.Module, generator: torch.Generator) -> None:
+    """Draws every A and zeroes every B of `module`, in the order of the names."""
+    for _, part in sorted(module.named_modules()):
+        if isinstance(part, LoraFactors):
+            part.reset(generator)
