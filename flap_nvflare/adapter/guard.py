@@ -96,7 +96,7 @@ def check_update(
     return None if fault is None else Refusal(site, expected_round, *fault)
 
 
-Fault = "tuple[str, str] | None"
+Fault = tuple[str, str] | None
 
 
 def _message_fault(spec: Any, round_index: Any, expected_round: int, expected: UpdateSpec) -> Fault:
