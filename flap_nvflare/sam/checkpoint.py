@@ -114,11 +114,11 @@ def _check(path: Path, state: Mapping[str, Tensor], arch: Architecture) -> None:
         expected = StockSam(arch).state_dict()
     missing = sorted(set(expected) - set(state))
     unknown = sorted(set(state) - set(expected))
-    for keys, what in ((missing, "lacks"), (unknown, "has the unknown")):
+    for keys, what in ((missing, "lacks"), (unknown, "is not {0}'s: has the unknown")):
         if keys:
+            said = what.format(arch.name)
             raise CheckpointError(
-                f"{path}: {what} {len(keys)} key(s) of {arch.name}, first {keys[0]!r}; "
-                f"{_mend(arch)}"
+                f"{path}: {said} {keys[0]!r} ({len(keys)} such keys); {_mend(arch)}"
             )
     resizable = _resizable(arch)
     for name, tensor in state.items():

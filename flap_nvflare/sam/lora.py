@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,23 +67,26 @@ class LoraLinear(nn.Linear):
         """(..., in) -> (..., out), the base's output plus every slot's product."""
         out = super().forward(x)
         if len(self.slots) == 1 and next(iter(self.slots.values())) == (0, self.out_features):
-            return out + self.get_submodule(next(iter(self.slots)))(x)
+            return out + self._factors(next(iter(self.slots)))(x)
         parts, row = [], 0
         for name, (first, last) in self.slots.items():
             if row < first:
                 parts.append(out[..., row:first])
-            parts.append(out[..., first:last] + self.get_submodule(name)(x))
+            parts.append(out[..., first:last] + self._factors(name)(x))
             row = last
         if row < self.out_features:
             parts.append(out[..., row:])
         return torch.cat(parts, dim=-1)
+
+    def _factors(self, slot: str) -> LoraFactors:
+        return cast(LoraFactors, self.get_submodule(slot))
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight W + B A of a plain linear layer that computes the same, (out, in)."""
         weight = self.weight.clone()
         for name, (first, last) in self.slots.items():
-            factors = self.get_submodule(name)
+            factors = self._factors(name)
             weight[first:last] += factors.lora_b @ factors.lora_a
         return weight
 
