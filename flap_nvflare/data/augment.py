@@ -1,65 +1,68 @@
-"""Random views of a training slice: one affine map with flips, then intensity changes.
+"""Random views of a training slice: one affine map with a mirror in it, then grey values.
 
-MONAI's dictionary transforms (RandFlipd, RandAffined, RandScaleIntensityd, RandShiftIntensityd)
-do the same but took 5.5 ms a 96-pixel slice on one core, more than a demo network's whole step.
-Here the flips are part of the affine map, so that a slice is resampled once, by MONAI's
-`AffineTransform`, from a matrix made by MONAI's own matrix functions.
+The anatomy stays plausible: mirrored left to right only, turned by up to 10 degrees, scaled by up
+to 10 %, sheared and moved a little. Grey values are in units of the window's deviation. MONAI's
+dictionary transforms do the same but took 5.5 ms a slice of 96 pixels on one core, as much as a
+small network's step; here a slice is resampled once, in 0.7 ms, by MONAI's `AffineTransform` with
+a matrix of MONAI's own makers.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-FLIP = 0.5  # probability of left-right
-ROTATION = math.radians(12)
-ZOOM = 0.12
+MIRROR = 0.5  # probability
+TURN = math.radians(10)
+SCALE = 0.1
 SHEAR = 0.05
-SHIFT = 0.06  # of the side
+MOVE = 0.05  # of the side
 CONTRAST = 0.15  # relative
-BRIGHTNESS = 0.2  # in standard deviations of the foreground
+BRIGHTNESS = 0.15
 
 
-def augment(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random view of a slice.
+def augment(
+    image: Tensor, label: Tensor, seed: int, index: int, draw: int
+) -> tuple[Tensor, Tensor]:
+    """The changed slice; the same arguments give the same bytes.
 
     Args:
-        image: (3, S, S) float32, normalised.
-        label: (1, S, S) uint8.
-        generator: the only source of chance; ten numbers are taken.
-
-    Returns:
-        Image (bilinear, its border continued) and label (nearest), shapes and types kept.
+        image: (3, S, S) float32.
+        label: (1, S, S) uint8, moved like the image without new values.
+        seed: of the data set.
+        index: of the slice in the data set.
+        draw: how many draws the sampler had made before.
     """
-    draws = torch.rand(10, generator=generator).tolist()
-    theta = _theta(draws)
-    image = _resampler("bilinear")(image[None], theta)[0]
-    label = _resampler("nearest")(label[None].float(), theta)[0].to(label.dtype)
-    contrast, brightness = (2 * draw - 1 for draw in draws[8:])
-    return image * (1 + CONTRAST * contrast) + BRIGHTNESS * brightness, label
+    chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, draw])))
+    mirrored = chance.random() < MIRROR
+    signed = chance.uniform(-1, 1, 9)
+    theta = _theta(signed, mirrored)
+    moved = _resampler("bilinear")(image[None], theta)[0]
+    classes = _resampler("nearest")(label[None].float(), theta)[0].to(label.dtype)
+    contrast, brightness = float(signed[7]), float(signed[8])
+    return moved * (1 + CONTRAST * contrast) + BRIGHTNESS * brightness, classes
 
 
-def _theta(draws: list[float]) -> Tensor:
-    """(1, 2, 3): from a point of the result to its source, both in [-1, 1] from centre."""
+def _theta(signed: np.ndarray, mirrored: bool) -> Tensor:
+    """(1, 2, 3) from a place in the result to its source, (x, y) from -1 to 1."""
     from monai.transforms.utils import create_rotate, create_scale, create_shear, create_translate
 
-    signed = [2 * draw - 1 for draw in draws]
-    mirror = -1.0 if draws[0] < FLIP else 1.0
-    zooms = (mirror * (1 + ZOOM * signed[1]), 1 + ZOOM * signed[2])
+    zoom = 1 + SCALE * signed[:2]
     matrix = (
-        create_translate(2, (2 * SHIFT * signed[3], 2 * SHIFT * signed[4]))
-        @ create_rotate(2, ROTATION * signed[5])
-        @ create_shear(2, (SHEAR * signed[6], SHEAR * signed[7]))
-        @ create_scale(2, zooms)
+        create_translate(2, tuple(2 * MOVE * signed[2:4]))
+        @ create_rotate(2, TURN * float(signed[4]))
+        @ create_shear(2, tuple(SHEAR * signed[5:7]))
+        @ create_scale(2, (-zoom[0] if mirrored else zoom[0], zoom[1]))
     )
     return torch.as_tensor(matrix[None, :2], dtype=torch.float32)
 
 
-@cache
+@lru_cache(maxsize=2)
 def _resampler(mode: str) -> Any:
     from monai.networks.layers import AffineTransform
 

@@ -1,28 +1,34 @@
-"""The KiTS19 layout on disk: which cases a site has, and which of them it may train on.
+"""The KiTS19 layout on disk, with the table of sites that FLamby's Fed-KiTS2019 comes with.
 
-A root holds `case_00000/imaging.nii.gz`, `case_00000/segmentation.nii.gz` and FLamby's table
-`thresholded_sites.csv` (arXiv 2210.04620, Fed-KiTS2019). Six sites are called A to F; the table
-counts them 0 to 5.
+    ROOT/case_00000/imaging.nii.gz
+    ROOT/case_00000/segmentation.nii.gz
+    ROOT/thresholded_sites.csv
+
+Columns of the table: `case_ids`, `site_ids` (0 to 5 are the sites A to F), `train_test_split`
+and `train_test_split_silo`. The last decides, since it is the one by which Fed-KiTS2019 picks the
+cases of one centre; it holds `train_0`, `test_0`, and so on, or plain `train` and `test`. This
+gives 9/3, 11/3, 9/3, 9/3, 12/4 and 24/6 training and test cases.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-import random
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from flap_nvflare.data.errors import DataError
+
+__all__ = ["IMAGE", "LABEL", "TABLE", "Case", "DataError", "SiteCases", "read_kits"]
 
 TABLE = "thresholded_sites.csv"
 IMAGE = "imaging.nii.gz"
 LABEL = "segmentation.nii.gz"
-COLUMNS = ("case_ids", "site_ids", "train_test_split", "train_test_split_silo")
-SPLITS = ("train", "test")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-class DataError(ValueError):
-    """Scans or their table cannot be used; the message names file, value and mend."""
+COLUMNS = ("case_ids", "site_ids", "train_test_split_silo")
+_CASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+# A site must hold this many training cases before one of them is held out.
+_FEWEST_TO_SPLIT = 3
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,9 @@ class Case:
     """One scan and its mask.
 
     Attributes:
-        name: the case's folder, `case_00000`.
-        image: NIfTI file with Hounsfield units.
-        label: NIfTI file with one class index a voxel.
+        name: name of the case, such as `case_00000`.
+        image: NIfTI file with the scan in HU.
+        label: NIfTI file with the mask on the same grid.
     """
 
     name: str
@@ -42,167 +48,139 @@ class Case:
 
 @dataclass(frozen=True)
 class SiteCases:
-    """A site's cases, each in exactly one split, sorted by name."""
+    """The cases of one site; no case is in two of the tuples."""
 
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
     test: tuple[Case, ...]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: case, site's letter (or own name) and `train` or `test`."""
-
-    case: str
-    site: str
-    split: str
-
-
 def read_kits(
-    root: Path | str, site: str | int, validation_fraction: float = 0.25, seed: int = 0
+    root: Path | str, site: str | int, validation_fraction: float, seed: int
 ) -> SiteCases:
-    """The cases of one site.
-
-    A case's split is `train_test_split_silo`, the site's own split, which FLamby writes as
-    `train_0` for site 0. Validation cases are drawn from the training cases alone: the rounded
-    share, at least one where there are three training cases and the share is not 0, and never
-    all of them. The draw depends on seed and site only.
+    """The cases of one site, in order of their names; reads the table, no scans.
 
     Args:
-        root: folder with the table and the case folders.
-        site: the site's letter or number.
-        validation_fraction: share of the training cases held out, from 0 to below 1.
-        seed: seed of the draw.
+        root: folder with the case folders and the table.
+        site: letter or number of the site as in the table (`A` is 0).
+        validation_fraction: share of the training cases held out, 0 <= share < 1. From three
+            training cases on at least one is held out; with fewer none.
+        seed: chooses which ones; test cases are never among them.
 
     Raises:
-        DataError: if the root, the table, a column, the site or a file is missing, or a name
-            leads out of the root.
+        DataError: if the folder, the table, one of its columns, the site, its training or test
+            cases, or a file is missing, or if a name could leave the folder.
     """
-    if not 0 <= validation_fraction < 1:
-        raise DataError(f"validation_fraction {validation_fraction!r} is not in [0, 1)")
-    root = Path(root)
-    rows = read_table(root)
-    name = site_name(site)
-    known = sorted({row.site for row in rows})
-    if name not in known:
+    if not 0.0 <= validation_fraction < 1.0:
         raise DataError(
-            f"{root / TABLE}: site {site!r} has no case; sites in the table: {', '.join(known)}"
+            f"validation_fraction is {validation_fraction!r}; give a number from 0 to below 1"
         )
-    found = {
-        split: sorted(row.case for row in rows if row.site == name and row.split == split)
-        for split in SPLITS
-    }
-    for split, cases in found.items():
-        if not cases:
-            raise DataError(
-                f"{root / TABLE}: site {site!r} has no {split} case; give it at least one line "
-                f"with {split!r} in column train_test_split_silo"
-            )
-    held = _validation(found["train"], validation_fraction, f"{seed}/{name}")
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name the folder with the KiTS19 cases")
+    splits = _splits_of_site(folder / TABLE, site)
+    cases = {split: [_case(folder, name) for name in names] for split, names in splits.items()}
+    held_out = _held_out([case.name for case in cases["train"]], validation_fraction, seed)
     return SiteCases(
-        train=tuple(_case(root, case) for case in found["train"] if case not in held),
-        validation=tuple(_case(root, case) for case in found["train"] if case in held),
-        test=tuple(_case(root, case) for case in found["test"]),
+        train=tuple(case for case in cases["train"] if case.name not in held_out),
+        validation=tuple(case for case in cases["train"] if case.name in held_out),
+        test=tuple(cases["test"]),
     )
 
 
-def site_name(site: str | int) -> str:
-    """`A` for 0, `0`, `a` or `A`; other names stay as they are."""
-    text = str(site).strip()
-    if text.isascii() and text.isdigit() and int(text) < len(LETTERS):
-        return LETTERS[int(text)]
+def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:
+    """Sorted case names of the site's `train` and `test` split."""
+    wanted = _site_key(str(site))
+    splits: dict[str, list[str]] = {"train": [], "test": []}
+    known: set[str] = set()
+    seen: dict[str, int] = {}
+    for line, (name, row_site, silo) in _rows(table):
+        place = f"{table}, line {line}"
+        if name in seen:
+            raise DataError(
+                f"{place}: {name!r} is also in line {seen[name]}; keep one line for each case"
+            )
+        seen[name] = line
+        known.add(_site_key(row_site))
+        if _site_key(row_site) == wanted:
+            if not _CASE_NAME.fullmatch(name):
+                raise DataError(
+                    f"{place}: case name {name!r} is refused; expected the plain name of a folder "
+                    f"beside the table, such as case_00000"
+                )
+            splits[_split(silo, row_site, place)].append(name)
+    if wanted not in known:
+        raise DataError(
+            f"{table}: site {site!r} is not in column site_ids; it holds the sites {sorted(known)}"
+        )
+    for split, names in splits.items():
+        if not names:
+            raise DataError(
+                f"{table}: site {site!r} has no {split} case; give one of its lines the "
+                f"train_test_split_silo '{split}'"
+            )
+    return {split: sorted(names) for split, names in splits.items()}
+
+
+def _rows(table: Path) -> list[tuple[int, tuple[str, str, str]]]:
+    """Line numbers with the values of `COLUMNS`, blanks around them taken off."""
+    if not table.is_file():
+        raise DataError(f"{table}: missing; copy FLamby's table of this name there")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            missing = [name for name in COLUMNS if name not in header]
+            if missing:
+                raise DataError(f"{table}: no column {missing}; its first line names {header}")
+            reader.fieldnames = header
+            rows = []
+            for row in reader:
+                case, site, silo = ((row[name] or "").strip() for name in COLUMNS)
+                rows.append((reader.line_num, (case, site, silo)))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as a CSV table: {error}") from error
+
+
+def _site_key(site: str) -> str:
+    """One name for a site's letter and its number: `0`, `a` and `A` are all `A`."""
+    text = site.strip()
+    if text.isdecimal() and int(text) < 26:
+        return chr(ord("A") + int(text))
     return text.upper() if len(text) == 1 else text
 
 
-def read_table(root: Path | str) -> tuple[Row, ...]:
-    """All lines of the table in `root`, checked.
-
-    Raises:
-        DataError: if root or table is missing, or a line is wrong.
-    """
-    root = Path(root)
-    if not root.is_dir():
+def _split(silo: str, site: str, place: str) -> str:
+    """`train` or `test` out of `train_0` or `train`."""
+    split, _, suffix = silo.partition("_")
+    if split not in ("train", "test") or (suffix and _site_key(suffix) != _site_key(site)):
         raise DataError(
-            f"{root}: no such folder; name the folder that holds case_00000, case_00001, ... "
-            f"and {TABLE}"
+            f"{place}: train_test_split_silo is {silo!r}; expected 'train_{site}' or 'test_{site}'"
         )
-    path = root / TABLE
-    if not path.is_file():
-        raise DataError(
-            f"{path}: not found; copy FLamby's {TABLE} (datasets/fed_kits19/metadata) into {root}"
-        )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            header = [(name or "").strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
-                raise DataError(
-                    f"{path}: column {', '.join(missing)} is missing; the first line must name "
-                    f"{', '.join(COLUMNS)}"
-                )
-            rows = tuple(_row(path, reader.line_num, line) for line in reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from error
-    _require_distinct(path, rows)
-    return rows
-
-
-def _row(path: Path, number: int, line: dict[str, str | None]) -> Row:
-    case, site, split, silo = ((line.get(name) or "").strip() for name in COLUMNS)
-    if not site:
-        raise DataError(f"{path}, line {number}: site_ids is empty; expected A to F or 0 to 5")
-    own, _, suffix = silo.partition("_")
-    for column, value in (("train_test_split", split), ("train_test_split_silo", own)):
-        if value not in SPLITS:
-            raise DataError(
-                f"{path}, line {number}: {column} is {value!r}; expected 'train' or 'test'"
-            )
-    if suffix and site_name(suffix) != site_name(site):
-        raise DataError(
-            f"{path}, line {number}: train_test_split_silo {silo!r} names another site than "
-            f"site_ids {site!r}; make them agree"
-        )
-    _require_plain(path, number, case)
-    return Row(case, site_name(site), own)
-
-
-def _require_plain(path: Path, number: int, case: str) -> None:
-    """A case is a folder right below the root, wherever the table comes from."""
-    plain = case and not any(sign in case for sign in "/\\:\0") and case not in (".", "..")
-    if not plain:
-        raise DataError(
-            f"{path}, line {number}: case_ids {case!r} is not the name of a folder in "
-            f"{path.parent}; expected a name such as 'case_00000'"
-        )
-
-
-def _require_distinct(path: Path, rows: tuple[Row, ...]) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        if row.case in seen:
-            raise DataError(f"{path}: case {row.case!r} has two lines; keep one of them")
-        seen.add(row.case)
-
-
-def _validation(cases: list[str], fraction: float, seed: str) -> frozenset[str]:
-    count = math.floor(fraction * len(cases) + 0.5)
-    if fraction > 0 and len(cases) >= 3:
-        count = max(count, 1)
-    count = min(count, len(cases) - 1)
-    # A text seeds through SHA-512 and so the same way in every process.
-    return frozenset(random.Random(seed).sample(cases, count))
+    return split
 
 
 def _case(root: Path, name: str) -> Case:
-    folder = root / name
-    if not folder.resolve().is_relative_to(root.resolve()) and not folder.is_symlink():
-        raise DataError(f"{folder}: leads out of {root}; case folders lie right below the root")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, but {root / TABLE} names the case; add it")
-    case = Case(name, folder / IMAGE, folder / LABEL)
-    for what, path in (("scan", case.image), ("mask", case.label)):
-        if not path.is_file():
-            raise DataError(f"{path}: the {what} of {name} is missing; put the file there")
+    case = Case(name, root / name / IMAGE, root / name / LABEL)
+    if not case.image.parent.is_dir():
+        raise DataError(f"{case.image.parent}: no such folder, but {TABLE} lists {name}")
+    for file, what in ((case.image, "scan"), (case.label, "mask")):
+        if not file.is_file():
+            raise DataError(f"{file}: missing; put the {what} of {name} there")
     return case
+
+
+def _held_out(names: list[str], fraction: float, seed: int) -> set[str]:
+    """The validation cases: the first ones in the order of a seeded hash of their names.
+
+    A case that joins or leaves the site so moves as few of the others as possible.
+    """
+    if fraction == 0.0 or len(names) < _FEWEST_TO_SPLIT:
+        return set()
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+
+    def rank(name: str) -> str:
+        return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+
+    return set(sorted(names, key=rank)[:count])

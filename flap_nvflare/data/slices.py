@@ -1,51 +1,70 @@
-"""Axial slices for training and evaluation: windowed, resized once a volume, kept in memory."""
+"""Volumes as slices: windowed, resized to the network's input, drawn and augmented.
+
+A volume is windowed and resized once; the result is kept as long as the volume itself, so that
+the next round's data set costs nothing. Augmentation belongs to the draw, not to the order of
+calls: the same seed, slice and draw give the same bytes whatever the number of workers.
+"""
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Sampler
 
-from flap_nvflare.data.augment import augment as augmented
-from flap_nvflare.data.kits import DataError
-from flap_nvflare.data.sampler import Draw, ForegroundSampler
+from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.volume import Volume
 from flap_nvflare.data.window import Window
 
 CHANNELS = ("repeat", "neighbours")
-# Slices resized at a time: bounds the memory beside the result.
-CHUNK = 32
+_Prepared = dict[tuple[Window, int], tuple[Tensor, Tensor]]
+_prepared: WeakKeyDictionary[Volume, _Prepared] = WeakKeyDictionary()
 
-_images: WeakKeyDictionary[Volume, dict[tuple[Window, int], Tensor]] = WeakKeyDictionary()
-_labels: WeakKeyDictionary[Volume, dict[int, Tensor]] = WeakKeyDictionary()
+
+class Draw(int):
+    """The index of a slice that also knows how often the sampler has drawn before.
+
+    It stays a draw when a `ConcatDataset` subtracts the offset of the part it belongs to.
+    """
+
+    number: int
+
+    def __new__(cls, index: int, number: int) -> Draw:
+        draw = super().__new__(cls, index)
+        draw.number = number
+        return draw
+
+    def __sub__(self, offset: int) -> Draw:
+        return Draw(int(self) - offset, self.number)
+
+    def __reduce__(self) -> tuple[type[Draw], tuple[int, int]]:
+        return Draw, (int(self), self.number)
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """All slices of some volumes, in order.
+    """The slices of some volumes, one after the other.
 
-    Items are `{"image": (3, S, S) float32, "label": (1, S, S) uint8, "case": str, "slice": int}`
-    with `slice` counted within its volume. Resized volumes stay in memory as long as their
-    `Volume` does, so a second dataset on the same volumes costs nothing.
+    An item holds `image` (3, S, S) float32, `label` (1, S, S) uint8, `case` and `slice`.
 
     Args:
-        volumes: what to cut.
-        window: the site's intensity window.
-        image_size: side S in pixels; images bilinear with anti-aliasing, labels nearest.
-        channels: `repeat` (the slice three times) or `neighbours` (slice below, slice, slice
-            above, clamped at the ends).
-        augment: random views; the same seed, slice and draw give the same bytes.
-        seed: seed of the random views.
+        volumes: volumes of one site.
+        window: the site's grey values.
+        image_size: S, side of the network's input; H and W are both resized to it.
+        channels: `repeat` (the slice three times) or `neighbours` (slice before, slice, slice
+            after in the order of the volume, the end slices repeated).
+        augment: random changes, see `flap_nvflare.data.augment`.
+        seed: of the augmentation.
+
+    Attributes:
+        shows_foreground: whether each slice has a label above 0.
 
     Raises:
-        DataError: if there is no volume or `channels` is unknown.
+        DataError: if there is no volume.
+        ValueError: on another `channels`.
     """
 
     def __init__(
@@ -58,146 +77,172 @@ class SliceDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         if not volumes:
-            raise DataError("no volume to cut into slices; give at least one case")
-        _require_channels(channels)
-        self.volumes = tuple(volumes)
-        self.channels = channels
-        self.augment = augment
-        self.seed = seed
-        self._images = [network_image(volume, window, image_size) for volume in self.volumes]
-        self._labels = [network_label(volume, image_size) for volume in self.volumes]
-        self._ends = list(itertools.accumulate(len(labels) for labels in self._labels))
+            raise DataError("no volume to draw slices from; give the site at least one case")
+        self._neighbours = _checked(channels) == "neighbours"
+        self._names = [volume.name for volume in volumes]
+        self._stacks = [_prepare(volume, window, image_size) for volume in volumes]
+        self._places = [
+            (number, index)
+            for number, (images, _) in enumerate(self._stacks)
+            for index in range(len(images))
+        ]
+        self.shows_foreground = [
+            bool(shows)
+            for _, labels in self._stacks
+            for shows in labels.flatten(start_dim=1).any(dim=1)
+        ]
+        self._augment = augment
+        self._seed = seed
 
     def __len__(self) -> int:
-        return self._ends[-1]
-
-    @property
-    def foreground(self) -> Tensor:
-        """(len,) bool: whether the resized slice shows any class above 0."""
-        return torch.cat([labels.flatten(1).any(1) for labels in self._labels])
+        return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"slice {int(index)} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        start = self._ends[number - 1] if number else 0
-        position = int(index) - start
-        image = _stack(self._images[number], position, position + 1, self.channels)[0]
-        label = self._labels[number][position][None]
-        if self.augment:
-            generator = torch.Generator().manual_seed(self._draw_seed(index))
-            image, label = augmented(image, label, generator)
-        return {
-            "image": image.contiguous(),
-            "label": label,
-            "case": self.volumes[number].name,
-            "slice": position,
-        }
+        """A slice by its index; a `Draw` also chooses the augmentation."""
+        volume, place = self._places[index]
+        images, labels = self._stacks[volume]
+        image = images[_channel_slices(place, len(images), self._neighbours)]
+        label = labels[place][None]
+        if self._augment:
+            from flap_nvflare.data.augment import augment
 
-    def _draw_seed(self, index: int) -> int:
-        """The same in every worker: from dataset seed, slice and draw alone."""
-        words = np.random.SeedSequence([self.seed, int(index), getattr(index, "draw", 0)])
-        return int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            image, label = augment(image, label, self._seed, int(index), _number(index))
+        return {"image": image, "label": label, "case": self._names[volume], "slice": place}
+
+
+class ForegroundSampler(Sampler[int]):
+    """Slices in random order, a given share of them with foreground.
+
+    An epoch has (slices with foreground) / `fraction` draws, at most the number of slices. The
+    number of foreground draws is `fraction` of that, rounded up or down at random so that its
+    expectation is exact. Within an epoch a slice comes again only when all slices of its kind
+    have come. Every epoch goes on where the last one left the generator.
+
+    Args:
+        shows_foreground: whether each slice shows foreground.
+        fraction: expected share of draws with foreground, 0 to 1; 1 if every slice shows it.
+        seed: of the generator.
+
+    Raises:
+        DataError: if `fraction` is not from 0 to 1, or asks for slices of which there are none.
+    """
+
+    def __init__(self, shows_foreground: Sequence[bool], fraction: float, seed: int) -> None:
+        if not 0.0 <= fraction <= 1.0:
+            raise DataError(f"foreground_fraction is {fraction!r}; give a number from 0 to 1")
+        shows = torch.as_tensor(list(shows_foreground), dtype=torch.bool)
+        self._foreground = torch.nonzero(shows).flatten()
+        self._background = torch.nonzero(~shows).flatten()
+        if fraction > 0 and not len(self._foreground):
+            raise DataError(
+                f"none of {len(shows)} slices shows foreground, but foreground_fraction is "
+                f"{fraction}; check the masks of the training cases"
+            )
+        self._fraction = fraction if len(self._background) else 1.0
+        self._length = len(shows)
+        if self._fraction > 0:
+            self._length = min(self._length, round(len(self._foreground) / self._fraction))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        expected = self._length * self._fraction
+        extra = torch.rand((), generator=self._generator).item() < expected % 1
+        foreground = int(expected) + int(extra)
+        drawn = torch.cat(
+            [
+                self._pick(self._foreground, foreground),
+                self._pick(self._background, self._length - foreground),
+            ]
+        )
+        order = torch.randperm(len(drawn), generator=self._generator)
+        for index in drawn[order].tolist():
+            yield Draw(index, self._drawn)
+            self._drawn += 1
+
+    def _pick(self, indices: Tensor, count: int) -> Tensor:
+        """`count` of `indices`, as evenly as possible."""
+        picked = [indices[:0]]
+        while count > 0:
+            order = torch.randperm(len(indices), generator=self._generator)[:count]
+            picked.append(indices[order])
+            count -= len(order)
+        return torch.cat(picked)
 
 
 def foreground_sampler(
-    dataset: Dataset[Any], foreground_fraction: float, seed: int = 0
+    dataset: Dataset[Any], foreground_fraction: float, seed: int
 ) -> ForegroundSampler:
-    """A sampler of training slices of which an expected `foreground_fraction` show a class.
-
-    Args:
-        dataset: a `SliceDataset`, or a `ConcatDataset` of them.
-        foreground_fraction: from 0 to 1.
-        seed: seed of the drawing.
-
-    Raises:
-        DataError: if the data have no slice of a kind that the fraction asks for.
-    """
-    return ForegroundSampler(_foreground(dataset), foreground_fraction, seed)
+    """The sampler of a `SliceDataset` or of a `ConcatDataset` of them."""
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+    shows = [shown for part in parts for shown in part.shows_foreground]  # type: ignore[attr-defined]
+    return ForegroundSampler(shows, foreground_fraction, seed)
 
 
 def volume_batches(
-    volume: Volume, window: Window, image_size: int, channels: str = "repeat", batch_size: int = 8
+    volume: Volume, window: Window, image_size: int, channels: str, batch_size: int
 ) -> Iterator[Tensor]:
-    """Every slice of a volume once, in order, as float32 batches (n, 3, S, S), n <= batch_size."""
-    _require_channels(channels)
+    """Every slice of a volume once, in order, as (n, 3, S, S) float32 with n <= `batch_size`.
+
+    Only a batch and its neighbours are windowed and resized at a time; nothing is kept.
+
+    Raises:
+        ValueError: on another `channels` or a batch size below 1.
+    """
+    neighbours = _checked(channels) == "neighbours"
     if batch_size < 1:
-        raise DataError(f"batch_size {batch_size!r} is not positive")
-    images = network_image(volume, window, image_size)
-    for start in range(0, len(images), batch_size):
-        yield _stack(images, start, min(start + batch_size, len(images)), channels).contiguous()
+        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+    count = len(volume.image)
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        first, last = max(start - 1, 0), min(stop + 1, count)
+        images = _resized_image(volume, window, image_size, slice(first, last))
+        yield torch.stack(
+            [
+                images[[index - first for index in _channel_slices(place, count, neighbours)]]
+                for place in range(start, stop)
+            ]
+        )
 
 
-def network_image(volume: Volume, window: Window, image_size: int) -> Tensor:
-    """(S, image_size, image_size) float32, windowed and resized; kept with the volume."""
-    kept = _images.setdefault(volume, {})
+def _checked(channels: str) -> str:
+    if channels not in CHANNELS:
+        raise ValueError(f"channels is {channels!r}; expected one of {CHANNELS}")
+    return channels
+
+
+def _channel_slices(place: int, count: int, neighbours: bool) -> list[int]:
+    """Indices of the three slices that make the channels of slice `place` of `count`."""
+    if not neighbours:
+        return [place] * 3
+    return [max(place - 1, 0), place, min(place + 1, count - 1)]
+
+
+def _number(index: int) -> int:
+    return index.number if isinstance(index, Draw) else 0
+
+
+def _prepare(volume: Volume, window: Window, image_size: int) -> tuple[Tensor, Tensor]:
+    """Images (S', S, S) float32 and labels (S', S, S) uint8 of a volume, made once."""
+    kept = _prepared.setdefault(volume, {})
     key = (window, image_size)
     if key not in kept:
-        kept[key] = torch.cat(
-            [
-                interpolate(
-                    torch.from_numpy(window.apply(part))[:, None],
-                    size=(image_size, image_size),
-                    mode="bilinear",
-                    align_corners=False,
-                    antialias=True,
-                )[:, 0]
-                for part in _chunks(volume.image)
-            ]
+        label = torch.from_numpy(volume.label)[:, None].to(torch.uint8)
+        resized = interpolate(label, size=(image_size, image_size), mode="nearest-exact")
+        kept[key] = (
+            _resized_image(volume, window, image_size, slice(None)),
+            resized[:, 0].contiguous(),
         )
     return kept[key]
 
 
-def network_label(volume: Volume, image_size: int) -> Tensor:
-    """(S, image_size, image_size) uint8, nearest voxel; kept with the volume."""
-    kept = _labels.setdefault(volume, {})
-    if image_size not in kept:
-        kept[image_size] = torch.cat(
-            [
-                interpolate(
-                    torch.from_numpy(part)[:, None],
-                    size=(image_size, image_size),
-                    mode="nearest-exact",
-                )[:, 0]
-                for part in _chunks(volume.label)
-            ]
-        )
-    return kept[image_size]
-
-
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), CHUNK):
-        yield array[start : start + CHUNK]
-
-
-def _stack(images: Tensor, start: int, stop: int, channels: str) -> Tensor:
-    """(stop - start, 3, S, S) of the slices start to stop."""
-    here = torch.arange(start, stop)
-    if channels == "repeat":
-        return images[here][:, None].expand(-1, 3, -1, -1)
-    near = torch.stack([here - 1, here, here + 1], dim=1).clamp(0, len(images) - 1)
-    return images[near]
-
-
-def _foreground(dataset: Dataset[Any]) -> Tensor:
-    if isinstance(dataset, ConcatDataset):
-        return torch.cat([_foreground(part) for part in dataset.datasets])
-    if isinstance(dataset, SliceDataset):
-        return dataset.foreground
-    raise DataError(f"{type(dataset).__name__} has no slices; expected a SliceDataset")
-
-
-def _require_channels(channels: str) -> None:
-    if channels not in CHANNELS:
-        raise DataError(f"channels {channels!r} is unknown; expected one of {CHANNELS}")
-
-
-__all__ = [
-    "CHANNELS",
-    "Draw",
-    "SliceDataset",
-    "foreground_sampler",
-    "network_image",
-    "network_label",
-    "volume_batches",
-]
+def _resized_image(volume: Volume, window: Window, image_size: int, part: slice) -> Tensor:
+    """Slices (n, S, S) float32 through the window, bilinear, low-pass filtered when shrunk."""
+    image = torch.from_numpy(window.apply(volume.image[part]))[:, None]
+    resized = interpolate(
+        image, size=(image_size, image_size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[:, 0].contiguous()

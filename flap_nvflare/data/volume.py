@@ -1,7 +1,9 @@
-"""One case read into memory: axial slices first, always in the same orientation.
+"""One case from its files: HU and mask with the slices first, the right way round.
 
-KiTS19 files are slices x height x width with an affine whose first axis runs along the body;
-files from other tools put the slices last. The affine decides, never the shape.
+The array of a scan says nothing about its directions; the affine does. KiTS19 stores slices x
+height x width, most other sets width x height x slices. Whatever the file holds, a `Volume` runs
+from head to feet, from front to back and from the patient's right to the left (codes I, P, L),
+which is the order of KiTS19 and the usual way to look at a slice.
 """
 
 from __future__ import annotations
@@ -9,162 +11,169 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 
-from flap_nvflare.data.kits import Case, DataError
+from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.kits import Case
 
-if TYPE_CHECKING:
-    from nibabel.nifti1 import Nifti1Image
-
-# Slices rise from inferior to superior, rows run to posterior, columns to the patient's left:
-# the usual view of a CT, from the feet.
-AXES = ("S", "P", "L")
-# Relative to a voxel's size: masks saved by other tools round the affine a little.
-AFFINE_TOLERANCE = 1e-2
+# Head to feet, front to back, right to left, in nibabel's numbering of the RAS axes.
+_ORIENTATION = np.array([[2, -1], [1, -1], [0, -1]])
+# Two grids are one if no corner lies further apart than this share of the smallest voxel side.
+_GRID_TOLERANCE = 0.1
+_BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan and its mask in memory; two volumes are equal only if they are the same object.
+    """One scan in memory; S slices from head to feet, H rows, W columns.
 
     Attributes:
-        name: the case's name.
-        image: (S, H, W) float32 in Hounsfield units, axes as in `AXES`.
-        label: (S, H, W) uint8, 0 background, then the classes in order.
-        spacing: (3,) float64, mm between neighbours along each of those axes.
+        name: name of the case.
+        image: (S, H, W) float32, HU.
+        label: (S, H, W) uint8, 0 is background.
+        spacing: mm between neighbouring voxels along (S, H, W).
     """
 
     name: str
-    image: NDArray[np.float32]
-    label: NDArray[np.uint8]
-    spacing: NDArray[np.float64]
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, float, float]
 
 
-def load_volume(case: Case, class_count: int = 2) -> Volume:
-    """Reads, checks and orients a case.
+def load_volume(case: Case, class_count: int) -> Volume:
+    """Reads and checks scan and mask.
 
     Args:
-        case: where the files lie.
-        class_count: number of foreground classes; labels run from 0 to it.
+        case: the files.
+        class_count: number of foreground classes C; labels run from 0 to C.
 
     Raises:
-        DataError: naming the file, if it cannot be read, is not 3D, is empty, has no place in
-            the body or no spacing, holds NaN or infinity or an unknown label, or if image and
-            mask do not lie on the same grid.
+        DataError: if a file is missing, damaged, not 3D, empty, without spacing or direction,
+            if the two grids differ, if a scan holds NaN or infinity, or a mask other labels.
     """
-    image, label = _open(case.image), _open(case.label)
-    _require_same_grid(case, image, label)
-    intensities = _voxels(case.image, image)
-    if intensities.dtype.kind == "f" and not np.isfinite(intensities).all():
-        count = int((~np.isfinite(intensities)).sum())
+    scan, mask = _open(case.image), _open(case.label)
+    _check_same_grid(case, scan, mask)
+    image = _read(case.image, scan)
+    finite = np.isfinite(image)
+    if not finite.all():
         raise DataError(
-            f"{case.image}: {count} voxels are NaN or infinite; replace them by air (-1000)"
+            f"{case.image}: {int((~finite).sum())} voxels are NaN or infinite; "
+            f"write the scan again with finite HU"
         )
-    classes = _classes(case.label, _voxels(case.label, label), class_count)
+    if image.min() == image.max():
+        raise DataError(
+            f"{case.image}: empty, every voxel is {image.flat[0]:g}; export the scan again"
+        )
+    label = _labels(case.label, _read(case.label, mask), class_count)
+    turn = ornt_transform(io_orientation(scan.affine), _ORIENTATION)
+    spacing = np.empty(3)
+    spacing[turn[:, 0].astype(int)] = np.linalg.norm(scan.affine[:3, :3], axis=0)
     return Volume(
         name=case.name,
-        image=np.ascontiguousarray(_to_axes(intensities, image.affine), dtype=np.float32),
-        label=np.ascontiguousarray(_to_axes(classes, image.affine)),
-        spacing=_spacing(image.affine),
+        image=np.ascontiguousarray(apply_orientation(image, turn)),
+        label=np.ascontiguousarray(apply_orientation(label, turn)),
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
 
 
-def native_mask(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A mask in `AXES` order turned back to the axes of the file whose affine is given.
+def write_mask(path: Path | str, mask: np.ndarray, case: Case) -> Path:
+    """Writes a mask in `Volume` order as NIfTI on the grid of the case's scan.
 
     Args:
-        mask: (S, H, W) as in `Volume.label`.
-        affine: (4, 4) affine of the scan's file.
+        path: file to write, `.nii` or `.nii.gz`.
+        mask: (S, H, W) class indices.
+        case: the case whose scan gives order of axes and affine.
+
+    Raises:
+        DataError: if the scan cannot be read or has another shape.
     """
-    from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-
-    back = ornt_transform(axcodes2ornt(AXES), io_orientation(affine))
-    return np.ascontiguousarray(apply_orientation(mask, back))
-
-
-def _open(path: Path) -> Nifti1Image:
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        image: Any = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI: {error}; copy the file again") from error
-    if len(image.shape) != 3:
-        raise DataError(f"{path}: has shape {image.shape}; expected one 3D volume")
-    if 0 in image.shape:
-        raise DataError(f"{path}: is empty, shape {image.shape}; export the scan again")
-    placed = not hasattr(image.header, "get_sform") or (
-        int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-    )
-    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
-    zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
-    usable = np.isfinite(image.affine).all() and (sizes > 0).all() and (zooms > 0).all()
-    if not placed or not usable or abs(np.linalg.det(image.affine[:3, :3] / sizes)) < 1e-3:
+    scan = _open(case.image)
+    own = io_orientation(scan.affine)
+    back = ornt_transform(_ORIENTATION, own)
+    turned = apply_orientation(np.asarray(mask, dtype=np.uint8), back)
+    if turned.shape != scan.shape:
         raise DataError(
-            f"{path}: no spacing or orientation: affine {image.affine.tolist()}, voxel size "
-            f"{zooms.tolist()}; export the scan with its geometry"
+            f"{case.image}: has shape {scan.shape}, the mask {turned.shape} in the same order of "
+            f"axes; give the mask of this case"
         )
+    image = nib.Nifti1Image(turned, scan.affine, scan.header)
+    image.set_data_dtype(np.uint8)
+    image.header.set_slope_inter(1, 0)
+    nib.save(image, path)
+    return Path(path)
+
+
+def _open(path: Path) -> Any:
+    """The NIfTI image behind a path with its header checked, its voxels not yet read."""
+    try:
+        image = nib.load(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except _BROKEN as error:
+        raise DataError(f"{path}: damaged or not NIfTI ({error}); copy the file again") from error
+    if len(image.shape) != 3:
+        raise DataError(
+            f"{path}: has {len(image.shape)} dimensions {image.shape}; expected one 3D volume"
+        )
+    if 0 in image.shape:
+        raise DataError(f"{path}: empty, its shape is {image.shape}; export the file again")
+    _check_affine(path, image)
     return image
 
 
-def _voxels(path: Path, image: Nifti1Image) -> NDArray[Any]:
+def _check_affine(path: Path, image: Any) -> None:
+    """Refuses a header that does not say how far apart the voxels lie and in which direction."""
+    header, affine = image.header, image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    unset = "sform_code" in header and not (header["sform_code"] or header["qform_code"])
+    if unset or not np.isfinite(affine).all() or not (spacing > 0).all():
+        raise DataError(
+            f"{path}: no usable spacing and direction (affine {affine.tolist()}, sform and qform "
+            f"{'unset' if unset else 'set'}); convert the scan again with its geometry"
+        )
+    if np.isnan(io_orientation(affine)).any():
+        raise DataError(f"{path}: its affine {affine.tolist()} is flat; convert the scan again")
+
+
+def _check_same_grid(case: Case, scan: Any, mask: Any) -> None:
+    if scan.shape != mask.shape:
+        raise DataError(
+            f"{case.label}: shape {mask.shape} differs from {scan.shape} of {case.image}; "
+            f"take the mask of this scan"
+        )
+    last = np.array(scan.shape) - 1
+    corners = np.array([[*(last * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)])
+    apart = np.linalg.norm((corners @ (scan.affine - mask.affine).T)[:, :3], axis=1).max()
+    smallest = np.linalg.norm(scan.affine[:3, :3], axis=0).min()
+    if apart > _GRID_TOLERANCE * smallest:
+        raise DataError(
+            f"{case.label}: its affine differs from that of {case.image}, corners lie "
+            f"{apart:.3g} mm apart; resample the mask onto the scan's grid"
+        )
+
+
+def _read(path: Path, image: Any) -> np.ndarray:
     try:
-        return np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: voxels cannot be read: {error}; copy the file again") from error
+        return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except _BROKEN as error:
+        raise DataError(f"{path}: damaged ({error}); copy the file again") from error
 
 
-def _require_same_grid(case: Case, image: Nifti1Image, label: Nifti1Image) -> None:
-    if image.shape != label.shape:
+def _labels(path: Path, values: np.ndarray, class_count: int) -> np.ndarray:
+    """Masks as (…) uint8 with nothing but 0 to `class_count`."""
+    labels = np.clip(np.nan_to_num(values, nan=-1.0), -1, 255).astype(np.uint8)
+    wrong = (labels != values) | (labels > class_count)
+    if wrong.any():
+        found = np.unique(values[wrong])
+        shown = ", ".join(f"{value:g}" for value in found[:8])
         raise DataError(
-            f"{case.label}: shape {label.shape} differs from {image.shape} of {case.image}; "
-            "resample the mask to the scan's grid"
+            f"{path}: unknown labels {shown}{' …' if len(found) > 8 else ''}; expected whole "
+            f"numbers from 0 to {class_count}"
         )
-    tolerance = AFFINE_TOLERANCE * _spacing(image.affine).min()
-    # The far corner shows a wrong spacing, the origin a wrong place.
-    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape), 1]], dtype=float).T
-    if np.abs(image.affine @ corners - label.affine @ corners).max() > max(
-        tolerance, 1e-6 * np.abs(image.affine).max()
-    ) or not np.allclose(image.affine[:3, :3], label.affine[:3, :3], atol=tolerance):
-        raise DataError(
-            f"{case.label}: affine {label.affine.tolist()} differs from {image.affine.tolist()} "
-            f"of {case.image}; resample the mask to the scan's grid"
-        )
-
-
-def _classes(path: Path, label: NDArray[Any], class_count: int) -> NDArray[np.uint8]:
-    """The mask as uint8, if it holds nothing but 0 to `class_count`."""
-    finite = label.dtype.kind != "f" or bool(np.isfinite(label).all())
-    if finite and label.min() >= 0 and label.max() <= class_count:
-        classes: NDArray[np.uint8] = label.astype(np.uint8)
-        if label.dtype.kind != "f" or np.array_equal(classes, label):
-            return classes
-    allowed = range(class_count + 1)
-    unknown = [value for value in np.unique(label).tolist() if value not in allowed]
-    raise DataError(
-        f"{path}: unknown label {', '.join(f'{value:g}' for value in unknown[:8])}; expected "
-        f"whole numbers from 0 to {class_count}"
-    )
-
-
-def _to_axes(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-
-    there = ornt_transform(io_orientation(affine), axcodes2ornt(AXES))
-    oriented: NDArray[Any] = apply_orientation(array, there)
-    return oriented
-
-
-def _spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3,) mm along `AXES`."""
-    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-
-    there = ornt_transform(io_orientation(affine), axcodes2ornt(AXES))
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    spacing = np.empty(3)
-    spacing[there[:, 0].astype(int)] = sizes
-    return spacing
+    return labels

@@ -1,0 +1,267 @@
+"""Synthetic abdominal CTs of six hospitals, in exactly the layout of KiTS19.
+
+No patient's data: shapes are drawn from a seed. They serve the demo and the tests; Dice on them
+says nothing about patients. Same seed, same bytes. Several processes may write different sites
+into one folder at the same time.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from flap_nvflare.data.anatomy import (
+    PHASES,
+    paint_body,
+    paint_bowel,
+    paint_organs,
+    paint_spine,
+    paint_vessels,
+)
+from flap_nvflare.data.canvas import Canvas
+from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
+from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
+
+VERSION = 1
+MANIFEST = "PHANTOM.json"
+_PRIVATE = ".phantom-"
+_SIDE = 128
+
+
+@dataclass(frozen=True)
+class PhantomSite:
+    """One synthetic hospital.
+
+    Attributes:
+        train, test: number of cases.
+        phases: contrast phases of its scans, drawn evenly (see `anatomy.PHASES`).
+        contrast: share of the phase's contrast that arrives, 0 to 1.
+        noise: deviation of the noise in HU.
+        grain: correlation of the noise in pixels.
+        shift, scale: HU = scale * HU + shift, a scanner out of calibration.
+        in_plane, slice_spacing: ranges in mm.
+        tumours: share of the cases with a tumour; the first training and the first test case
+            always have one.
+    """
+
+    train: int
+    test: int
+    phases: tuple[str, ...]
+    contrast: float
+    noise: float
+    grain: float
+    shift: float
+    scale: float
+    in_plane: tuple[float, float]
+    slice_spacing: tuple[float, float]
+    tumours: float
+
+
+PHANTOM_SITES = {
+    "A": PhantomSite(4, 2, ("venous",), 0.9, 14, 0.6, 0, 1.0, (2.7, 2.9), (4.5, 5.0), 0.9),
+    "B": PhantomSite(5, 2, ("arterial",), 1.0, 22, 0.4, 12, 1.06, (2.7, 3.0), (4.0, 5.0), 0.85),
+    "C": PhantomSite(
+        4, 2, ("arterial", "venous"), 1.15, 9, 0.9, -8, 1.1, (2.6, 2.8), (4.0, 4.5), 1.0
+    ),
+    "D": PhantomSite(3, 2, ("none", "late"), 0.45, 18, 0.8, 5, 0.95, (2.7, 3.0), (5.0, 6.0), 0.8),
+    "E": PhantomSite(
+        5, 2, ("late", "venous"), 0.75, 27, 0.5, 25, 0.92, (2.8, 3.0), (4.5, 6.0), 0.8
+    ),
+    "F": PhantomSite(
+        8, 3, ("arterial", "venous", "late"), 0.95, 16, 0.7, -15, 1.0, (2.6, 3.0), (3.5, 5.5), 0.85
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the table."""
+
+    name: str
+    site: str
+    split: str
+    index: int
+
+
+def write_phantom(
+    root: Path | str,
+    seed: int = 0,
+    sites: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes the cases of some sites that are not there yet, and the table of all sites.
+
+    Args:
+        root: folder, made if missing; empty, or of an earlier call with the same seed.
+        seed: of everything random.
+        sites: letters out of `PHANTOM_SITES`; None means all.
+        progress: called with (cases done, cases in all) after each case.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: if the folder holds anything else, or phantoms of another version or seed, or
+            if a site is unknown.
+    """
+    folder = Path(root)
+    wanted = list(PHANTOM_SITES) if sites is None else list(dict.fromkeys(sites))
+    unknown = [site for site in wanted if site not in PHANTOM_SITES]
+    if unknown:
+        raise DataError(f"no synthetic site {unknown}; expected some of {list(PHANTOM_SITES)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"seed is {seed!r}; give a whole number from 0")
+    entries = _entries()
+    _claim(folder, seed, {entry.name for entry in entries})
+    _write_table(folder, entries)
+    todo = [entry for entry in entries if entry.site in wanted]
+    for done, entry in enumerate(todo, start=1):
+        _write_case(folder, entry, seed)
+        if progress is not None:
+            progress(done, len(todo))
+    return folder
+
+
+def phantom_case(site: str, index: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One case: scan (S, H, W) int16 HU, mask (S, H, W) uint8, affine (4, 4).
+
+    Args:
+        site: letter out of `PHANTOM_SITES`.
+        index: of the case in its site, training cases first.
+        seed: of the phantoms.
+    """
+    scanner = PHANTOM_SITES[site]
+    rng = np.random.default_rng([VERSION, seed, ord(site), index])
+    step, pixel = rng.uniform(*scanner.slice_spacing), rng.uniform(*scanner.in_plane)
+    slices = int(np.clip(round(rng.uniform(125, 150) / step), 24, 32))
+    canvas = Canvas((slices, _SIDE, _SIDE), (step, pixel, pixel), rng)
+    phase = PHASES[str(rng.choice(scanner.phases))].diluted(scanner.contrast * rng.uniform(0.85, 1))
+    build = paint_body(canvas, _SIDE * pixel)
+    paint_organs(canvas, build, phase)
+    paint_bowel(canvas, build)
+    paint_spine(canvas, build)
+    paint_vessels(canvas, build, phase)
+    kidneys = paint_kidneys(canvas, build, phase)
+    paint_look_alikes(canvas, kidneys, phase)
+    if index in (0, scanner.train) or rng.random() < scanner.tumours:
+        for _ in range(1 + int(rng.random() < 0.15)):
+            paint_tumour(canvas, kidneys[int(rng.integers(len(kidneys)))], phase)
+    return _scan(canvas, scanner), canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
+
+
+def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
+    """What the scanner makes of the body: partial volume, calibration, correlated noise."""
+    rng = canvas.rng
+    image = gaussian_filter(canvas.hu, (0.35, 0.6, 0.6))
+    image = (image + 1000) * np.float32(scanner.scale) - 1000 + np.float32(scanner.shift)
+    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
+    noise = gaussian_filter(noise, (0, scanner.grain, scanner.grain))
+    image += noise * (scanner.noise * rng.uniform(0.8, 1.25) / noise.std())
+    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+
+
+def _entries() -> list[_Entry]:
+    """All lines of the table; the numbers of the cases run through the sites."""
+    entries: list[_Entry] = []
+    for site, scanner in PHANTOM_SITES.items():
+        for index in range(scanner.train + scanner.test):
+            split = "train" if index < scanner.train else "test"
+            entries.append(_Entry(f"case_{len(entries):05d}", site, split, index))
+    return entries
+
+
+def _claim(folder: Path, seed: int, names: set[str]) -> None:
+    """Makes the folder ours, or checks that it is; the manifest is the first file in it."""
+    manifest = folder / MANIFEST
+    ours = {"synthetic": True, "version": VERSION, "seed": seed}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not manifest.is_file():
+        _refuse_foreign(folder, set())
+        _place(manifest, json.dumps(ours, indent=2).encode(), only_if_missing=True)
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{manifest}: is no JSON ({error}); name another folder") from error
+    if found != ours:
+        raise DataError(
+            f"{manifest}: the folder holds {found}, asked for {ours}; name another folder"
+        )
+    _refuse_foreign(folder, {MANIFEST, TABLE, *names})
+
+
+def _refuse_foreign(folder: Path, ours: set[str]) -> None:
+    foreign = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not path.name.startswith(".")
+    )
+    if foreign:
+        raise DataError(
+            f"{folder}: holds {foreign[0]!r} and {len(foreign) - 1} more that are not synthetic; "
+            f"name an empty folder, real scans are never overwritten"
+        )
+
+
+def _write_table(folder: Path, entries: list[_Entry]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case_ids", "site_ids", "train_test_split", "train_test_split_silo"])
+    for entry in entries:
+        number = list(PHANTOM_SITES).index(entry.site)
+        writer.writerow([entry.name, number, entry.split, f"{entry.split}_{number}"])
+    _place(folder / TABLE, text.getvalue().encode())
+
+
+def _write_case(folder: Path, entry: _Entry, seed: int) -> None:
+    """Writes a case under another name first, so that a case folder is always complete."""
+    target = folder / entry.name
+    if all((target / name).is_file() for name in (IMAGE, LABEL)):
+        return
+    image, label, affine = phantom_case(entry.site, entry.index, seed)
+    work = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=folder))
+    try:
+        for name, array in ((IMAGE, image), (LABEL, label)):
+            nifti = nib.Nifti1Image(array, affine)
+            nifti.header.set_xyzt_units("mm")
+            # A time stamp would make equal files differ.
+            (work / name).write_bytes(gzip.compress(nifti.to_bytes(), 1, mtime=0))
+        work.chmod(0o755)
+        try:
+            work.rename(target)
+        except OSError:
+            # Another process was faster, or a file was lost: the bytes are the same.
+            for name in (IMAGE, LABEL):
+                (work / name).replace(target / name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
+    """Writes a file at once, never in part."""
+    handle, name = tempfile.mkstemp(prefix=_PRIVATE, dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    part = Path(name)
+    part.chmod(0o644)
+    if only_if_missing:
+        try:
+            path.hardlink_to(part)
+        except FileExistsError:
+            pass
+        finally:
+            part.unlink()
+    else:
+        part.replace(path)
