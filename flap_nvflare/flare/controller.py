@@ -27,7 +27,7 @@ class FlapController(ScatterAndGather):
 
     Args:
         federation: settings in place of `federation.yaml`, as `Federation.to_dict` gives them.
-        name: name of the federation, the folder of its runs.
+        run_name: name of the folder of this federation's runs.
         aggregator_id: component id of the aggregator.
         persistor_id: component id of the persistor.
         shareable_generator_id: component id of the shareable generator.
@@ -36,7 +36,7 @@ class FlapController(ScatterAndGather):
     def __init__(
         self,
         federation: dict[str, Any] | None = None,
-        name: str = "fed_kits",
+        run_name: str = "fed_kits",
         aggregator_id: str = "aggregator",
         persistor_id: str = "persistor",
         shareable_generator_id: str = "shareable_generator",
@@ -48,7 +48,7 @@ class FlapController(ScatterAndGather):
             task_check_period=0.1,
         )
         self.federation = federation
-        self.name = name
+        self.run_name = run_name
         self._job: ServerJob | None = None
         self._bytes_down = 0
         self._scores: dict[str, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ class FlapController(ScatterAndGather):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Opens the job; a bad setting stops it with its message."""
         try:
-            job = self._job = open_job(fl_ctx, self.name, self.federation)
+            job = self._job = open_job(fl_ctx, self.run_name, self.federation)
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
             return

@@ -162,7 +162,7 @@ class FlapExecutor(Executor):
             site="server",
             round_index=sent_round,
             expected_round=sent_round,
-            weight=None,
+            weighted=False,
             expected=workflow.spec(),
             frozen=set(workflow.network.state_dict()) - set(workflow.spec().shapes),
         )

@@ -54,7 +54,7 @@ class FlapRecipe(Recipe):
         job.to_server(
             FlapController(
                 federation=self.federation.to_dict(),
-                name=name,
+                run_name=name,
                 aggregator_id=job.to_server(FlapAggregator(), id="aggregator"),
                 persistor_id=job.to_server(FlapPersistor(), id="persistor"),
                 shareable_generator_id=job.to_server(
