@@ -1,22 +1,27 @@
-"""Rules that make one update of many: one file a rule, pure functions."""
+"""How many updates become one: one rule a file, all of them pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from flap_nvflare.aggregation.mean import mean
-from flap_nvflare.aggregation.rule import Aggregate, Contribution, Rule
+from flap_nvflare.aggregation.rule import Aggregate, AggregationError, Contribution, Rule
 from flap_nvflare.aggregation.svd import svd
 
-RULES: dict[str, Rule] = {"mean": mean, "svd": svd}
+RULES: Mapping[str, Rule] = MappingProxyType({"mean": mean, "svd": svd})
 
 
-def aggregate(rule: str, contributions: Sequence[Contribution]) -> Aggregate:
-    """Applies the rule of that name.
+def aggregate(rule_name: str, contributions: Sequence[Contribution]) -> Aggregate:
+    """One update from many by the named rule, the same in whatever order they are given.
 
     Raises:
-        ValueError: on an unknown rule, or on updates that the rule can't take.
+        AggregationError: if the rule is unknown, there is no contribution, or they do not
+            fit together.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule {rule!r} is not known; expected one of {tuple(RULES)}")
-    return RULES[rule](contributions)
+    if rule_name not in RULES:
+        raise AggregationError(f"rule {rule_name!r} is not known; expected one of {tuple(RULES)}")
+    return RULES[rule_name](contributions)
+
+
+__all__ = ["RULES", "Aggregate", "AggregationError", "Contribution", "Rule", "aggregate"]

@@ -1,18 +1,24 @@
-"""What every rule takes and gives, and the arithmetic that rules share.
+"""What a rule of aggregation takes and gives, and the steps that all rules share.
 
-Sums run in float64 over contributions sorted by site, so a result does not depend on the
-order of arrival, not even in its last bit.
+A rule is a pure function: updates and weights in, one update and its error out. All sums are
+taken in float64 and in the order of the sites' names, so the result is the same, bit for
+bit, in whatever order the updates arrived.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair, pairs
+
+
+class AggregationError(ValueError):
+    """The updates can't be made one; the message names the site or tensor and the mend."""
 
 
 @dataclass(frozen=True)
@@ -20,29 +26,30 @@ class Contribution:
     """One site's update.
 
     Attributes:
-        site: the site's name, which orders the sums.
-        weight: positive; only ratios matter.
-        tensors: by name; factors A (r, in) and B (out, r), everything else of any shape.
+        site: the site's name.
+        weight: a positive number; only its share of the sum of all weights matters.
+        tensors: the update's tensors by name.
     """
 
     site: str
     weight: float
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One update made of many.
+    """What a rule makes of the updates.
 
     Attributes:
-        tensors: names, shapes and dtypes of the contributions.
-        error: relative Frobenius error of all adapters' products together against the exact
-            weighted mean of the sites' products: sqrt(sum |B A - M|^2 / sum |M|^2).
-        turned: whether the rule gave the factors another basis, so that moments kept for
-            the old one mean nothing.
+        tensors: one update, sorted by name, in the dtype of the contributions.
+        error: relative Frobenius error of the adapters' products B A against their exact
+            weighted mean, over all pairs together; 0 if there are no pairs. Where the exact
+            mean is zero: 0 if the rule's products are zero as well, else 1.
+        turned: whether the factors are in another basis than the sites' were, so that an
+            optimiser's moments of them point nowhere and must be reset.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, Tensor]
     error: float
     turned: bool
 
@@ -50,76 +57,83 @@ class Aggregate:
 Rule = Callable[[Sequence[Contribution]], Aggregate]
 
 
-@dataclass(frozen=True)
-class Stack:
-    """All adapters of one shape: the weighted mean product M = left @ right, never formed.
-
-    Attributes:
-        pairs: the adapters.
-        left: (n, out, k r) float64; site k's B times its weight.
-        right: (n, k r, in) float64; the sites' A below each other.
-        rank: r.
-    """
-
-    pairs: tuple[Pair, ...]
-    left: torch.Tensor
-    right: torch.Tensor
-    rank: int
-
-
-def prepared(contributions: Sequence[Contribution]) -> list[Contribution]:
-    """Sorted by site, weights summing to 1.
+def prepared(contributions: Sequence[Contribution]) -> tuple[Contribution, ...]:
+    """The contributions sorted by site, with weights that add up to 1.
 
     Raises:
-        ValueError: if there are none, a site comes twice, a weight is not positive, or names or
-            shapes differ between sites.
+        AggregationError: if there are none, a site comes twice, a weight is not a positive
+            number, or the tensors' names, shapes or dtypes differ between sites.
     """
     if not contributions:
-        raise ValueError("there is no update to aggregate")
+        raise AggregationError("no update to aggregate; at least one site must contribute")
     ordered = sorted(contributions, key=lambda one: one.site)
-    total = sum(one.weight for one in ordered)
-    shapes = {name: tensor.shape for name, tensor in ordered[0].tensors.items()}
-    for before, one in zip([None, *ordered], ordered, strict=False):
-        if before is not None and before.site == one.site:
-            raise ValueError(f"site {one.site!r} comes twice")
-        if not one.weight > 0:
-            raise ValueError(f"site {one.site!r} has weight {one.weight!r}; expected above 0")
-        if {name: tensor.shape for name, tensor in one.tensors.items()} != shapes:
-            raise ValueError(
-                f"site {one.site!r} has other names, shapes or ranks than {ordered[0].site!r}; "
-                "this rule needs the same at all sites"
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        if before.site == after.site:
+            raise AggregationError(f"site {after.site!r} contributes twice; keep one update a site")
+    for one in ordered:
+        if not (math.isfinite(one.weight) and one.weight > 0):
+            raise AggregationError(
+                f"weight {one.weight!r} of site {one.site!r}; expected a positive number"
             )
-    return [Contribution(one.site, one.weight / total, one.tensors) for one in ordered]
+        _check_alike(ordered[0], one)
+    # Shares of the largest first: a sum of huge weights can't overflow.
+    largest = max(one.weight for one in ordered)
+    shares = [one.weight / largest for one in ordered]
+    total = math.fsum(shares)
+    return tuple(
+        replace(one, weight=share / total) for one, share in zip(ordered, shares, strict=True)
+    )
 
 
-def weighted_mean(contributions: Sequence[Contribution], name: str) -> torch.Tensor:
-    """The tensor `name`, summed in float64; in the contributions' dtype."""
-    dtype = contributions[0].tensors[name].dtype
-    total = sum(one.weight * one.tensors[name].double() for one in contributions)
-    return torch.as_tensor(total).to(dtype)
+def _check_alike(first: Contribution, other: Contribution) -> None:
+    for name in sorted(set(first.tensors) ^ set(other.tensors)):
+        without = other.site if name in first.tensors else first.site
+        raise AggregationError(f"tensor {name!r} is missing at site {without!r}")
+    for name, tensor in first.tensors.items():
+        ours, theirs = _kind(tensor), _kind(other.tensors[name])
+        if ours != theirs:
+            raise AggregationError(
+                f"tensor {name!r} is {theirs} at site {other.site!r}, {ours} at {first.site!r}"
+            )
+        if not tensor.is_floating_point():
+            raise AggregationError(f"tensor {name!r} is {tensor.dtype}; only floats have a mean")
 
 
-def stacks(contributions: Sequence[Contribution]) -> Iterator[Stack]:
-    """The adapters grouped by shape, so that decompositions run in batches."""
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def mean_tensor(contributions: Sequence[Contribution], name: str) -> Tensor:
+    """Weighted mean of one tensor in float64; the weights must add up to 1."""
+    total = torch.zeros_like(contributions[0].tensors[name], dtype=torch.float64)
+    for one in contributions:
+        total.add_(one.tensors[name].detach().double(), alpha=one.weight)
+    return total
+
+
+def pairs_of(contributions: Sequence[Contribution]) -> tuple[Pair, ...]:
+    """The adapters that travel, sorted by stem, each a matrix pair of one rank.
+
+    Raises:
+        AggregationError: if a factor has no partner, is no matrix, or its rank is another
+            than its partner's.
+    """
     tensors = contributions[0].tensors
-    groups: dict[tuple[torch.Size, torch.Size], list[Pair]] = defaultdict(list)
-    for pair in pairs(tensors):
-        groups[tensors[pair.a].shape, tensors[pair.b].shape].append(pair)
-    for (shape_a, shape_b), group in sorted(groups.items()):
-        if shape_a[0] != shape_b[1]:
-            raise ValueError(f"adapter {group[0].stem!r}: A {shape_a} and B {shape_b} do not fit")
-        left = [
-            torch.cat([one.weight * one.tensors[pair.b].double() for one in contributions], dim=1)
-            for pair in group
-        ]
-        right = [
-            torch.cat([one.tensors[pair.a].double() for one in contributions]) for pair in group
-        ]
-        yield Stack(tuple(group), torch.stack(left), torch.stack(right), shape_a[0])
+    try:
+        found = pairs(tensors)
+    except ValueError as error:
+        raise AggregationError(f"{error}; send both factors") from error
+    for pair in found:
+        a, b = tuple(tensors[pair.a].shape), tuple(tensors[pair.b].shape)
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+            raise AggregationError(
+                f"adapter {pair.stem!r}: A is {a}, B is {b}; expected (rank, in) and (out, rank)"
+            )
+    return found
 
 
-def plain_names(contributions: Sequence[Contribution]) -> list[str]:
-    """Names of the tensors that are no factor of an adapter."""
-    names = contributions[0].tensors
-    factors = {name for pair in pairs(names) for name in (pair.a, pair.b)}
-    return sorted(set(names) - factors)
+def relative_error(error_squares: float, exact_squares: float) -> float:
+    """sqrt(error / exact) of two sums of squares; see `Aggregate.error` for a zero mean."""
+    if exact_squares <= 0:
+        return 1.0 if error_squares > 0 else 0.0
+    return math.sqrt(max(error_squares, 0.0) / exact_squares)

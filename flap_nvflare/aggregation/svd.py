@@ -1,108 +1,182 @@
-"""`svd`: the exact weighted mean of the products, cut to rank r.
+"""Rule `svd`: the best rank-r cut of the exact mean product (FLAP-SAM, arXiv 2407.21739;
+FlexLoRA, arXiv 2402.11505).
 
-Papers: FLAP-SAM, arXiv 2407.21739; FlexLoRA, arXiv 2402.11505.
-Formula: M = sum_k w_k B_k A_k = U S V^T; the best approximation of rank r keeps the r largest
-singular values (Eckart and Young). Every other tensor: weighted mean.
-Bytes: one adapter up and one down, a site and round.
-Exact: up to the cut, whose relative error is reported; exact if M has rank r or less.
+    M = sum_k w_k B_k A_k  =  U S V^T,      B A = the first r terms of U S V^T
 
-M is never formed. With the sites' factors stacked, M = L R for L (out, k r) and R (k r, in);
-QR of L and of R^T leaves a matrix of at most k r x k r for the SVD.
+Bytes up and down: one adapter a site each. Exact if M has rank r at most; otherwise the
+closest matrix of rank r in the Frobenius norm (Eckart and Young), so never further from M
+than the mean of the factors is. Heads and tokens: weighted mean, exact.
+
+M itself is never formed. With the factors stacked, M = L R, L = [sqrt(w_k) B_k] (out, k r)
+and R = [sqrt(w_k) A_k] (k r, in); L = Q_L T_L and R^T = Q_R T_R leave the SVD of the small
+matrix T_L T_R^T, whose side is at most k r.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
+from flap_nvflare.adapter.factors import Pair
 from flap_nvflare.aggregation.rule import (
     Aggregate,
+    AggregationError,
     Contribution,
-    Stack,
-    plain_names,
+    mean_tensor,
+    pairs_of,
     prepared,
-    stacks,
-    weighted_mean,
+    relative_error,
 )
 
 GAUGES = ("balanced", "paper")
-_ROUNDING = 1e-12
+
+# A singular value below the float32 resolution of the largest is rounding, no direction.
+_RESOLUTION = 2.0**-23
+# Numbers in a stack of factors at a time: 128 MiB in float64.
+_CHUNK = 2**24
 
 
 def svd(contributions: Sequence[Contribution], gauge: str = "balanced") -> Aggregate:
-    """Best cut to rank r of the exact mean product.
+    """The best cut of the mean products to the adapters' own rank.
+
+    The product B A fixes the factors only up to their gauge, B A = (B Q)(Q^-1 A). `paper`
+    gives B = U and A = S V^T, `balanced` gives B = U sqrt(S) and A = sqrt(S) V^T: both
+    multiply to U S V^T. To an optimiser they differ: Adam moves every entry by about its
+    rate, whatever the entry's size, and the product then moves by dB A + B dA. With `paper`
+    all singular values are in A, so a step of B turns a strong direction far and a weak one
+    hardly at all, while B's unit columns let a step of A move all directions alike; the
+    stronger the adapter, the faster B seems to learn. With `balanced` both factors have the
+    same norm and direction i moves by the same share, about rate / sqrt(s_i), through both.
+
+    Directions that the mean product does not have (all of them if it is zero) would give a
+    zero column of B and a zero row of A: a direction without gradient for ever. There B's
+    column is zero, as in a fresh adapter, and A's row is the strongest direction of the
+    sites' own A factors that is orthogonal to the rows already set, at its own length. The
+    product stays the same.
+
+    The sign is fixed: the entry of largest magnitude of each left vector is positive.
 
     Args:
-        contributions: the sites' updates.
-        gauge: how S is shared between the factors. `paper`: B = U, A = S V^T. `balanced`:
-            B = U sqrt(S), A = sqrt(S) V^T. The product is the same. An adaptive optimiser
-            steps every entry by about its rate, so with `paper` a step in A moves the product
-            by |U| and a step in B by |S V^T|, often hundreds of times less; `balanced` keeps
-            the two alike.
+        contributions: updates of equal names and shapes.
+        gauge: `balanced` or `paper`.
 
     Raises:
-        ValueError: on an unknown gauge or on updates that do not fit together.
+        AggregationError: if the contributions do not fit together or the gauge is unknown.
     """
     if gauge not in GAUGES:
-        raise ValueError(f"gauge {gauge!r} is not known; expected one of {GAUGES}")
+        raise AggregationError(f"gauge {gauge!r} is not known; expected one of {GAUGES}")
     ordered = prepared(contributions)
-    dtype = next(iter(ordered[0].tensors.values())).dtype
-    tensors = {name: weighted_mean(ordered, name) for name in plain_names(ordered)}
-    cut = exact = 0.0
-    for stack in stacks(ordered):
-        b, values, a = _decompose(stack)
-        exact += float(values.square().sum())
-        cut += float(values[:, stack.rank :].square().sum())
-        kept = _pad(values, stack.rank)
-        b, a = _share(b, kept, a, stack, gauge)
-        for index, pair in enumerate(stack.pairs):
-            tensors[pair.b] = b[index].to(dtype)
-            tensors[pair.a] = a[index].to(dtype)
-    error = (cut / exact) ** 0.5 if exact > 0 else 0.0
-    return Aggregate({name: tensors[name] for name in sorted(tensors)}, error, turned=True)
+    found = pairs_of(ordered)
+    factors = {name for pair in found for name in (pair.a, pair.b)}
+    tensors = {
+        name: mean_tensor(ordered, name) for name in ordered[0].tensors if name not in factors
+    }
+    lost, exact = [], []
+    for group in _alike(ordered, found):
+        b, a, squares, exact_squares = _cut(ordered, group, gauge)
+        for index, pair in enumerate(group):
+            tensors[pair.a], tensors[pair.b] = a[index], b[index]
+        lost.append(squares)
+        exact.append(exact_squares)
+    return Aggregate(
+        tensors={name: tensors[name].to(ordered[0].tensors[name].dtype) for name in sorted(tensors)},
+        error=relative_error(math.fsum(lost), math.fsum(exact)),
+        turned=bool(found),
+    )
 
 
-def _decompose(stack: Stack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (n, out, r), all singular values (n, m), V^T (n, r, in), signs fixed."""
-    q_left, r_left = torch.linalg.qr(stack.left)
-    q_right, r_right = torch.linalg.qr(stack.right.mT)
-    u, values, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-    b = _pad_columns(q_left @ u[:, :, : stack.rank], stack.rank)
-    a = _pad_columns((vh[:, : stack.rank] @ q_right.mT).mT, stack.rank).mT
-    # A singular vector's sign is free: the largest entry of each column of U is positive.
-    largest = b.gather(1, b.abs().argmax(dim=1, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(b.dtype)
-    return b * signs, values, a * signs.mT
+def _alike(contributions: Sequence[Contribution], found: Sequence[Pair]) -> Iterator[list[Pair]]:
+    """The pairs in groups of equal shapes, small enough to stack."""
+    tensors = contributions[0].tensors
+    groups: dict[tuple[int, ...], list[Pair]] = {}
+    for pair in found:
+        groups.setdefault((*tensors[pair.b].shape, *tensors[pair.a].shape), []).append(pair)
+    for (rows, rank, _, columns), group in groups.items():
+        size = max(1, _CHUNK // (len(contributions) * rank * max(rows, columns)))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
-def _share(
-    b: torch.Tensor, values: torch.Tensor, a: torch.Tensor, stack: Stack, gauge: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both factors with the singular values in them, and no dead direction.
+def _cut(
+    contributions: Sequence[Contribution], group: Sequence[Pair], gauge: str
+) -> tuple[Tensor, Tensor, float, float]:
+    """B (n, out, r) and A (n, r, in) of n pairs; squared norms of what is cut and of M."""
+    left = _stacked(contributions, [pair.b for pair in group], dim=1)
+    right = _stacked(contributions, [pair.a for pair in group], dim=0)
+    rank = left.shape[2] // len(contributions)
+    left_basis, left_small = torch.linalg.qr(left)
+    right_basis, right_small = torch.linalg.qr(right.mT)
+    u, s, vh = torch.linalg.svd(left_small @ right_small.mT, full_matrices=False)
+    kept = min(rank, s.shape[1])
+    b = left_basis @ u[:, :, :kept]
+    a = vh[:, :kept] @ right_basis.mT
+    sign = _signs(b)
+    alive = s[:, :kept] > _RESOLUTION * s[:, :1]
+    strength = torch.where(alive, s[:, :kept], 0.0)
+    on_b, on_a = (strength.sqrt(),) * 2 if gauge == "balanced" else (alive.double(), strength)
+    b = _padded(b * (sign * on_b)[:, None, :], rank, dim=2)
+    a = _padded(a * (sign * on_a)[:, :, None], rank, dim=1)
+    for index in (alive.sum(dim=1) < rank).nonzero().flatten().tolist():
+        count = int(alive[index].sum())
+        a[index, count:] = _spare(
+            vh[index, :count].mT, right_small[index], right_basis[index], rank - count
+        )
+    squares = s.square()
+    exact = float(squares.sum())
+    return b, a, float(squares[:, kept:].sum() + squares[:, :kept][~alive].sum()), exact
 
-    Where M has rank below r, a direction with both factors zero would never train again, as
-    its gradients vanish: there B stays zero and A keeps a row of the sites' mean A, as at the
-    start of a federation.
+
+def _stacked(contributions: Sequence[Contribution], names: Sequence[str], dim: int) -> Tensor:
+    """sqrt(w_k) X_k of all sites side by side (`dim`), one matrix a name, in float64."""
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    one.tensors[name].detach().double() * math.sqrt(one.weight)
+                    for one in contributions
+                ],
+                dim=dim,
+            )
+            for name in names
+        ]
+    )
+
+
+def _signs(columns: Tensor) -> Tensor:
+    """+1 or -1 by column: what makes its entry of largest magnitude (the first) positive."""
+    largest = columns.abs().argmax(dim=-2, keepdim=True)
+    return torch.where(columns.gather(-2, largest).squeeze(-2) < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def _padded(matrices: Tensor, size: int, dim: int) -> Tensor:
+    """Zeros added along `dim` up to `size`: a rank above both sides has nothing to hold."""
+    shape = list(matrices.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([matrices, matrices.new_zeros(shape)], dim=dim) if shape[dim] else matrices
+
+
+def _spare(used: Tensor, small: Tensor, basis: Tensor, count: int) -> Tensor:
+    """Rows of A for directions that the mean product does not have.
+
+    Args:
+        used: the directions already set, (q, n) in the coordinates of `basis`.
+        small: T_R of R^T = Q_R T_R, (q, k r).
+        basis: Q_R, (in, q).
+        count: rows wanted.
+
+    Returns:
+        (count, in): orthogonal rows, strongest first; zero rows only if there are more rows
+        wanted than directions left.
     """
-    largest = values.amax(dim=1, keepdim=True)
-    alive = values > largest * _ROUNDING
-    values = torch.where(alive, values, 0.0)
-    if gauge == "paper":
-        b_scale, a_scale = alive.to(b.dtype), values
-    else:
-        b_scale = a_scale = values.sqrt()
-    parts = stack.right.shape[1] // stack.rank
-    mean_a = stack.right.unflatten(1, (parts, stack.rank)).mean(dim=1)
-    a = torch.where(alive[:, :, None], a * a_scale[:, :, None], mean_a)
-    return b * b_scale[:, None, :], a
-
-
-def _pad(values: torch.Tensor, rank: int) -> torch.Tensor:
-    """The r largest singular values, with zeros where there are fewer."""
-    kept = values[:, :rank]
-    return torch.nn.functional.pad(kept, (0, rank - kept.shape[1]))
-
-
-def _pad_columns(matrix: torch.Tensor, rank: int) -> torch.Tensor:
-    return torch.nn.functional.pad(matrix, (0, rank - matrix.shape[2]))
+    free = torch.linalg.qr(used, mode="complete")[0][:, used.shape[1] :]
+    vectors, lengths, _ = torch.linalg.svd(free.mT @ small)
+    # A direction in which no site has an A row gets the length of a typical row.
+    typical = float(small.square().sum().div(max(count, used.shape[1] + count)).sqrt()) or 1.0
+    scale = vectors.new_full((vectors.shape[1],), typical)
+    scale[: len(lengths)] = torch.where(lengths > _RESOLUTION * typical, lengths, typical)
+    columns = (basis @ free @ vectors)[:, :count]
+    rows = (columns * _signs(columns) * scale[: columns.shape[1]]).mT
+    return _padded(rows, count, dim=0)
