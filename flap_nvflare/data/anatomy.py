@@ -75,7 +75,7 @@ def paint_body(canvas: Canvas, field_of_view: float) -> Build:
     norm = (np.abs(x / width) ** power + np.abs(y / depth) ** power) ** (1 / power)
     inside = radius * (1 / np.maximum(norm, 1e-3) - 1)  # mm below the skin
     layer = fat * (1 + 0.35 * np.abs(x) / width + 0.25 * y / depth) + 1.5 * canvas.rough
-    wall = float(rng.uniform(8, 15))
+    wall = float(rng.uniform(8, 15)) + 1.5 * canvas.rough
     ribs = np.sin(
         z * np.float32(2 * np.pi / rng.uniform(26, 32))
         + np.abs(x) * np.float32(rng.uniform(0.05, 0.09))
@@ -83,6 +83,8 @@ def paint_body(canvas: Canvas, field_of_view: float) -> Build:
     )
     canvas.hu[inside > 0] = -104
     canvas.hu += np.where(inside > 0, 5 * canvas.rough, 0)
+    strands = np.abs(canvas.noise((9, 22, 22), 1.0)) < 0.05
+    canvas.hu[(inside > layer + wall) & strands] = -30
     canvas.hu[(inside > 0) & (inside < 2.2)] = 10
     in_wall = (inside > layer) & (inside < layer + wall)
     canvas.hu[in_wall] = rng.uniform(45, 62)
@@ -169,15 +171,15 @@ def paint_bowel(canvas: Canvas, build: Build) -> None:
     inner_x, inner_y = build.width - build.fat * 1.2 - 14, build.depth - build.fat - 14
     low, high = float(canvas.z.min()), float(canvas.z.max())
     contents = rng.choice(["fluid", "contrast"], p=[0.65, 0.35])
-    for _ in range(int(rng.integers(11, 18))):
+    for _ in range(int(rng.integers(20, 34))):
         angle = rng.uniform(np.pi, 2 * np.pi)
-        reach = rng.uniform(0.25, 0.85)
+        reach = rng.uniform(0.2, 0.85)
         centre = (
-            rng.uniform(low + 30, high + 10),
+            rng.uniform(low + 15, high + 10),
             reach * inner_y * np.sin(angle) * 0.9 + rng.uniform(-5, 18),
             reach * inner_x * np.cos(angle),
         )
-        radii = (rng.uniform(10, 26), rng.uniform(9, 17), rng.uniform(11, 30))
+        radii = (rng.uniform(9, 24), rng.uniform(9, 18), rng.uniform(11, 30))
         kind = rng.choice([contents, "mixed", "empty"], p=[0.5, 0.2, 0.3])
         paint_loop(canvas, centre, radii, str(kind))
     for side in (-1, 1):
@@ -189,7 +191,7 @@ def paint_loop(canvas: Canvas, centre: Point, radii: Point, contents: str) -> No
     """A bowel loop: wall, and fluid, contrast medium, gas over fluid, or stool within."""
     rng = canvas.rng
     turn = rotation(rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5))
-    box, field = canvas.ellipsoid(centre, radii, turn, 0.14)
+    box, field = canvas.ellipsoid(centre, radii, turn, 0.2)
     wall = 1 - 2.5 / min(radii)
     canvas.fill(box, field < 1, rng.uniform(35, 85))
     inner = field < wall

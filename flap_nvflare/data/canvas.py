@@ -71,6 +71,11 @@ class Canvas:
             parts.append(slice(int(low), int(high)))
         return parts[0], parts[1], parts[2]
 
+    def within(self, z: float, radius: float) -> float:
+        """The height closest to `z` (mm) at which something of this radius is all in the scan."""
+        limit = max(float(self._axes[0][-1]) - radius, 0.0)
+        return min(max(z, -limit), limit)
+
     def offsets(self, box: Box, centre: Point) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bent coordinates in the box relative to `centre`, in mm."""
         z, y, x = (np.float32(value) for value in centre)

@@ -100,8 +100,9 @@ def _paint(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
 def paint_tumour(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
     """One tumour in, on or beside the kidney: uneven, solid, necrotic or cystic."""
     rng = canvas.rng
-    radius = float(np.exp(rng.uniform(np.log(7), np.log(22))))
+    radius = float(rng.uniform(6.5, 22))
     centre = _near_surface(kidney, rng, float(rng.uniform(0.55, 1.15)))
+    centre = (canvas.within(centre[0], radius), *centre[1:])
     radii = radius * rng.uniform(0.8, 1.25, size=3)
     turn = rotation(*rng.uniform(-1.5, 1.5, size=3))
     box, field = canvas.ellipsoid(centre, tuple(radii), turn, float(rng.uniform(0.08, 0.22)))

@@ -166,7 +166,7 @@ def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
     """What the scanner makes of the body: partial volume, calibration, correlated noise."""
     rng = canvas.rng
     image = gaussian_filter(canvas.hu, (0.35, 0.6, 0.6))
-    image = (image + 1000) * np.float32(scanner.scale) - 1000 + np.float32(scanner.shift)
+    image = image * np.float32(scanner.scale) + np.float32(scanner.shift)
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)
     noise = gaussian_filter(noise, (0, scanner.grain, scanner.grain))
     image += noise * (scanner.noise * rng.uniform(0.8, 1.25) / noise.std())
