@@ -6,7 +6,7 @@ What is right is known from the receiver's own spec, never from what arrived fir
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,23 @@ class Limits:
     Attributes:
         max_norm: largest L2 norm of all tensors of an update together.
         max_weight: largest weight a site may claim.
+        max_change: largest L2 norm of the difference to the receiver's own tensors; infinite
+            for no bound. Only for a message in the receiver's basis: a rule that turns the
+            factors makes the difference mean little.
     """
 
     max_norm: float = 1e4
     max_weight: float = 1e6
+    max_change: float = math.inf
 
     def __post_init__(self) -> None:
+        if type(self.max_change) not in (int, float) or not self.max_change > 0:
+            raise ValueError(
+                f"max_change: {self.max_change!r} is not allowed; expected a positive number"
+            )
         for name in ("max_norm", "max_weight"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: {value!r} is not allowed; expected a positive number")
 
 
@@ -63,6 +71,7 @@ def check_update(
     expected_round: int,
     expected: UpdateSpec,
     frozen: Collection[str] = (),
+    reference: Mapping[str, torch.Tensor] | None = None,
     weight: Any = None,
     weighted: bool = True,
     limits: Limits = DEFAULT_LIMITS,
@@ -77,6 +86,7 @@ def check_update(
         expected_round: the round under way.
         expected: the receiver's own spec.
         frozen: names of the base's parameters, to call a frozen key by its name.
+        reference: the receiver's own tensors as `expected` says, for `limits.max_change`.
         weight: the peer's weight in the aggregate.
         weighted: False for a message that has no weight (from the server).
         limits: bounds on norm and weight.
@@ -89,7 +99,9 @@ def check_update(
             _message_fault(spec, round_index, expected_round, expected)
             or (_weight_fault(weight, limits) if weighted else None)
             or _names_fault(tensors, expected, frozen)
-            or _tensors_fault(tensors, expected, limits)
+            or _tensors_fault(tensors, expected)
+            or _size_fault(tensors, reference, limits)
+            or _shapes_fault(spec, expected)
         )
     except Exception as error:  # an object made to break a check is refused, too
         fault = ("", f"the check itself failed: {type(error).__name__}")
@@ -102,7 +114,7 @@ Fault = tuple[str, str] | None
 def _message_fault(spec: Any, round_index: Any, expected_round: int, expected: UpdateSpec) -> Fault:
     if type(round_index) is not int or round_index != expected_round:
         return "", f"round {_short(round_index)}, expected {expected_round}"
-    if not isinstance(spec, UpdateSpec):
+    if type(spec) is not UpdateSpec:
         return "", f"spec is {type(spec).__name__}, no UpdateSpec"
     for name in ("base_sha256", "method", "rank", "dtype"):
         found, wanted = getattr(spec, name), getattr(expected, name)
@@ -112,10 +124,10 @@ def _message_fault(spec: Any, round_index: Any, expected_round: int, expected: U
 
 
 def _weight_fault(weight: Any, limits: Limits) -> Fault:
-    if type(weight) not in (int, float) or not math.isfinite(weight):
+    if type(weight) not in (int, float) or (type(weight) is float and not math.isfinite(weight)):
         return "", f"weight {_short(weight)} is no finite number"
     if not 0 < weight <= limits.max_weight:
-        return "", f"weight {weight:g} is not in (0, {limits.max_weight:g}]"
+        return "", f"weight {_short(weight)} is not in (0, {limits.max_weight:g}]"
     return None
 
 
@@ -130,15 +142,15 @@ def _names_fault(tensors: Any, expected: UpdateSpec, frozen: Collection[str]) ->
     return (missing[0], "missing key") if missing else None
 
 
-def _tensors_fault(tensors: dict[str, Any], expected: UpdateSpec, limits: Limits) -> Fault:
+def _tensors_fault(tensors: dict[str, Any], expected: UpdateSpec) -> Fault:
     dtype = getattr(torch, expected.dtype)
-    squares = 0.0
     for name in sorted(tensors):
         tensor = tensors[name]
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return name, f"{type(tensor).__name__}, no tensor"
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            return name, f"no plain dense tensor ({tensor.layout}, {tensor.device})"
+        strided = tensor.layout == torch.strided and not tensor.is_nested
+        if not strided or tensor.is_meta or tensor.is_quantized:
+            return name, f"no plain dense tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
         if tensor.dtype != dtype:
             return name, f"dtype {tensor.dtype}, expected {dtype}"
         if tuple(tensor.shape) != expected.shapes[name]:
@@ -146,10 +158,34 @@ def _tensors_fault(tensors: dict[str, Any], expected: UpdateSpec, limits: Limits
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             return name, f"{bad} of {tensor.numel()} values are not finite"
-        squares += float(tensor.detach().double().square().sum())
-    norm = math.sqrt(squares)
-    if norm > limits.max_norm:
-        return "", f"norm {norm:.3g} is above {limits.max_norm:g}"
+    return None
+
+
+def _size_fault(
+    tensors: dict[str, Any], reference: Mapping[str, torch.Tensor] | None, limits: Limits
+) -> Fault:
+    """Bounds on the tensors together, so it names no key."""
+    norm = _norm(tensors.values())
+    if not norm <= limits.max_norm:
+        return "", f"norm {norm:.6g} is above {limits.max_norm:g}"
+    if reference is not None and math.isfinite(limits.max_change):
+        change = _norm(
+            tensors[name].detach().double() - reference[name].detach().double() for name in tensors
+        )
+        if not change <= limits.max_change:
+            return "", f"norm of the change {change:.6g} is above {limits.max_change:g}"
+    return None
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    """L2 norm of all values together; in float64, where no float32 overflows."""
+    return math.sqrt(math.fsum(float(x.detach().double().square().sum()) for x in tensors))
+
+
+def _shapes_fault(spec: UpdateSpec, expected: UpdateSpec) -> Fault:
+    """The tensors are right by now; a spec that says otherwise is a peer at odds with itself."""
+    if dict(spec.shapes) != dict(expected.shapes):
+        return "", "the spec's names or shapes are not those of its tensors"
     return None
 
 
@@ -157,5 +193,7 @@ def _short(value: Any) -> str:
     """At most 80 characters of a peer's value: a log line is no place for more."""
     if type(value) not in (str, int, float, bool, type(None)):
         return f"of type {type(value).__name__}"
+    if type(value) is int and value.bit_length() > 256:  # Python refuses to print huge ones
+        return f"of {value.bit_length()} bits"
     text = value if isinstance(value, str) else repr(value)
     return "".join(c if c.isprintable() else "?" for c in text[:80])

@@ -35,6 +35,10 @@ class Ledger:
         """Bytes of a site in all rounds."""
         return sum(n for (_, s, d), n in self._bytes.items() if (s, d) == (site, direction))
 
+    def round_bytes(self, round_index: int, direction: str) -> int:
+        """Bytes of all sites in a round."""
+        return sum(n for (r, _, d), n in self._bytes.items() if (r, d) == (round_index, direction))
+
     def total(self, direction: str) -> int:
         """Bytes of all sites in all rounds."""
         return sum(n for (_, _, d), n in self._bytes.items() if d == direction)
@@ -50,8 +54,15 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
-        """A ledger from `to_dict`."""
+        """A ledger from `to_dict`.
+
+        Raises:
+            ValueError: if `values` are not a ledger's.
+        """
         ledger = cls()
-        for row in values["rows"]:
-            ledger.add(row["round"], row["site"], row["direction"], row["bytes"])
+        try:
+            for row in values["rows"]:
+                ledger.add(row["round"], row["site"], row["direction"], row["bytes"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no ledger: {error!r}; expected the result of to_dict") from error
         return ledger

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,14 @@ class UpdateSpec:
         for name, kind in (("method", str), ("base_sha256", str), ("dtype", str), ("rank", int)):
             if type(getattr(self, name)) is not kind:
                 raise UpdateError(
-                    f"spec: {name} is {getattr(self, name)!r}, expected {kind.__name__}"
+                    f"spec: {name} is {repr(getattr(self, name))[:80]}, expected {kind.__name__}"
                 )
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UpdateError(
+                f"spec: dtype {self.dtype[:80]!r} is none of torch; for instance float32"
+            )
+        if self.rank < 0:
+            raise UpdateError(f"spec: rank {self.rank} is negative")
         if not isinstance(self.shapes, Mapping):
             raise UpdateError(f"spec: shapes are {type(self.shapes).__name__}, expected a mapping")
         shapes = {}
@@ -56,7 +63,9 @@ class UpdateSpec:
                 type(size) is int and size >= 0 for size in shape
             )
             if not isinstance(name, str) or not whole:
-                raise UpdateError(f"spec: shape of {name!r} is {shape!r}, expected sizes")
+                # A peer may have written both: no more of them than a log line holds.
+                shown = repr(name)[:80], repr(shape)[:80]
+                raise UpdateError(f"spec: shape of {shown[0]} is {shown[1]}, expected sizes")
             shapes[name] = tuple(shape)
         object.__setattr__(self, "shapes", shapes)
 
@@ -110,7 +119,11 @@ class UpdateSpec:
 
 def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes, whatever the order of the mapping."""
-    return hashlib.sha256(save(_ready(tensors))).hexdigest()
+    digest = hashlib.sha256()
+    for name, tensor in _ready(tensors).items():
+        digest.update(json.dumps([name, _dtype_name(tensor), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_update(
@@ -128,9 +141,13 @@ def save_update(
         extra: further texts for the metadata.
 
     Raises:
-        UpdateError: if the tensors do not meet the spec.
+        UpdateError: if the tensors do not meet the spec, or a text is none.
+        OSError: if the file can't be written.
     """
     path = Path(path)
+    for key, value in (extra or {}).items():
+        if type(key) is not str or type(value) is not str:
+            raise UpdateError(f"{path}: extra {key!r}: {value!r} is no text; use str()")
     _check(path, tensors, spec)
     # safetensors keeps the metadata in no fixed order: one entry, itself sorted, is in order.
     metadata = {
@@ -149,18 +166,25 @@ def load_update(path: Path | str) -> tuple[dict[str, torch.Tensor], UpdateSpec, 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            # Copies: the file is only mapped, and another process may cut it off later.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+    except FileNotFoundError as error:
+        raise UpdateError(f"{path}: there is no such file; check the path") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UpdateError(
             f"{path}: no whole safetensors file ({error}); fetch or make it again"
         ) from error
+    if _SPEC_KEY not in metadata:
+        raise UpdateError(
+            f"{path}: has no spec in its metadata; name a file written by save_update"
+        )
     try:
         header = json.loads(metadata[_SPEC_KEY])
         spec = UpdateSpec.from_dict(header["spec"])
         extra = {str(key): str(value) for key, value in header["extra"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UpdateError(
-            f"{path}: holds no update of this package ({error}); name an adapter file"
+            f"{path}: the spec in its metadata is damaged ({error}); fetch or make it again"
         ) from error
     _check(path, tensors, spec)
     return tensors, spec, extra
@@ -168,7 +192,7 @@ def load_update(path: Path | str) -> tuple[dict[str, torch.Tensor], UpdateSpec, 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replaces `path` by `content`, on the disk when this returns; a kill leaves the old file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -187,17 +211,22 @@ def write_atomic(path: Path, content: bytes) -> None:
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], spec: UpdateSpec) -> None:
     for name in sorted(set(tensors) ^ set(spec.shapes)):
         where = "tensors" if name in tensors else "spec"
-        raise UpdateError(f"{path}: {name!r} is only in the file's {where}")
+        raise UpdateError(f"{path}: {name!r} is only in the {where}; tensors and spec must agree")
     for name, tensor in tensors.items():
         found = (tuple(tensor.shape), _dtype_name(tensor))
         if found != (spec.shapes[name], spec.dtype):
             raise UpdateError(
-                f"{path}: {name!r} is {found}, its spec says {(spec.shapes[name], spec.dtype)}"
+                f"{path}: {name!r} is {found}, its spec says {(spec.shapes[name], spec.dtype)}; "
+                "make the file or the spec again"
             )
 
 
 def _ready(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    """Dense copies on the CPU by sorted name: safetensors refuses tensors that share memory."""
+    return {
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name in sorted(tensors)
+    }
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
