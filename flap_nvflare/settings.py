@@ -62,7 +62,8 @@ class Federation:
         validation_fraction: share of a site's training cases held out to choose the best round.
         weight_by: a site's weight in the aggregate: `cases`, `slices` or `equal`.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware computes in it).
-        threads: threads of torch at each site on a CPU; fixed, for equal bytes at equal seeds.
+        threads: threads of torch at each site on a CPU; fixed, for equal bytes at equal seeds, and
+            one, since several sites on one machine with more slow each other down.
         seed: seed of everything random.
         min_sites: sites whose update must count for a round to stand; 0 means all of them.
         train_timeout: seconds a site may take for one round.
@@ -93,7 +94,7 @@ class Federation:
     validation_fraction: float = 0.25
     weight_by: str = "cases"
     precision: str = "fp32"
-    threads: int = 2
+    threads: int = 1
     seed: int = 0
     min_sites: int = 0
     train_timeout: int = 3600

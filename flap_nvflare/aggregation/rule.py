@@ -7,6 +7,7 @@ bit, in whatever order the updates arrived.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,12 +63,13 @@ def prepared(contributions: Sequence[Contribution]) -> tuple[Contribution, ...]:
 
     Raises:
         AggregationError: if there are none, a site comes twice, a weight is not a positive
-            number, or the tensors' names, shapes or dtypes differ between sites.
+            number, the tensors' names, shapes or dtypes differ between sites, or a value is
+            not finite.
     """
     if not contributions:
         raise AggregationError("no update to aggregate; at least one site must contribute")
     ordered = sorted(contributions, key=lambda one: one.site)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.site == after.site:
             raise AggregationError(f"site {after.site!r} contributes twice; keep one update a site")
     for one in ordered:
@@ -97,6 +99,10 @@ def _check_alike(first: Contribution, other: Contribution) -> None:
             )
         if not tensor.is_floating_point():
             raise AggregationError(f"tensor {name!r} is {tensor.dtype}; only floats have a mean")
+        if not bool(torch.isfinite(other.tensors[name]).all()):
+            raise AggregationError(
+                f"tensor {name!r} of site {other.site!r} holds nan or infinity; refuse the update"
+            )
 
 
 def _kind(tensor: Tensor) -> str:

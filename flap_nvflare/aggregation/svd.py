@@ -44,12 +44,12 @@ def svd(contributions: Sequence[Contribution], gauge: str = "balanced") -> Aggre
 
     The product B A fixes the factors only up to their gauge, B A = (B Q)(Q^-1 A). `paper`
     gives B = U and A = S V^T, `balanced` gives B = U sqrt(S) and A = sqrt(S) V^T: both
-    multiply to U S V^T. To an optimiser they differ: Adam moves every entry by about its
+    multiply to U S V^T. To an optimiser they differ. Adam moves every entry by about its
     rate, whatever the entry's size, and the product then moves by dB A + B dA. With `paper`
-    all singular values are in A, so a step of B turns a strong direction far and a weak one
-    hardly at all, while B's unit columns let a step of A move all directions alike; the
-    stronger the adapter, the faster B seems to learn. With `balanced` both factors have the
-    same norm and direction i moves by the same share, about rate / sqrt(s_i), through both.
+    A alone holds the singular values, so one step of B moves direction i in proportion to
+    s_i and one step of A moves every direction alike, however weak it is: the two factors
+    learn at speeds whose ratio is s_i, and the rate would have to be tuned for each. With
+    `balanced` direction i moves in proportion to sqrt(s_i) through either factor.
 
     Directions that the mean product does not have (all of them if it is zero) would give a
     zero column of B and a zero row of A: a direction without gradient for ever. There B's
@@ -82,7 +82,9 @@ def svd(contributions: Sequence[Contribution], gauge: str = "balanced") -> Aggre
         lost.append(squares)
         exact.append(exact_squares)
     return Aggregate(
-        tensors={name: tensors[name].to(ordered[0].tensors[name].dtype) for name in sorted(tensors)},
+        tensors={
+            name: tensors[name].to(ordered[0].tensors[name].dtype) for name in sorted(tensors)
+        },
         error=relative_error(math.fsum(lost), math.fsum(exact)),
         turned=bool(found),
     )

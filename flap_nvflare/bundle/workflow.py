@@ -100,6 +100,10 @@ class SiteWorkflow:
         """
         self.work.load_state(path, reset_factors)
 
+    def reset_state(self) -> None:
+        """Forgets all moments: for a run's first round, or one that goes on without a file."""
+        self.work.reset_state()
+
 
 def build_work(federation: Federation, site: Site) -> SiteWork:
     """The site's parts from the bundle's training config.

@@ -222,6 +222,10 @@ class SiteWork:
         """Reads the optimiser's moments; see `moments.load_moments`."""
         load_moments(path, self.optimizer, self.parameters, reset_factors)
 
+    def reset_state(self) -> None:
+        """Forgets all moments, as in a site that has never trained."""
+        self.optimizer.state.clear()
+
     def _set_threads(self) -> None:
         # The number of threads decides the order of sums, hence the bytes.
         if self.device.type == "cpu" and torch.get_num_threads() != self.federation.threads:

@@ -114,6 +114,29 @@ def test_resetting_factors_changes_the_factors_next_step(
     assert not same(*results)
 
 
+def test_a_run_without_a_file_forgets_the_last_one(federation: Federation, site: Site) -> None:
+    fresh, used = SiteWorkflow(federation, site), SiteWorkflow(federation, site)
+    start = used.adapter()
+    used.train(0)
+    used.load_adapter(start)
+    used.reset_state()
+    fresh.train(0)
+    used.train(0)
+    assert same(fresh.adapter(), used.adapter())
+
+
+def test_half_precision_trains_whole_weights(federation: Federation, site: Site) -> None:
+    results = {}
+    for precision in ("fp32", "bf16"):
+        settings = dataclasses.replace(federation, precision=precision, augment=False)
+        workflow = SiteWorkflow(settings, site)
+        results[precision] = workflow.train(0).loss
+        assert {tensor.dtype for tensor in workflow.adapter().values()} == {torch.float32}
+        assert workflow.evaluate("test").dice is not None
+    assert results["bf16"] == pytest.approx(results["fp32"], rel=0.05)
+    assert results["bf16"] != results["fp32"]
+
+
 def test_stopping_takes_less_than_a_second(federation: Federation, site: Site) -> None:
     workflow = SiteWorkflow(dataclasses.replace(federation, local_epochs=1000), site)
     asked: list[float] = []
