@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flap_nvflare.bundle.workflow import SiteWorkflow
-from flap_nvflare.data.kits import DataError
+from flap_nvflare.data.errors import DataError
 from flap_nvflare.sam.tuning import travels
 from flap_nvflare.settings import Federation, SettingsError, Site
 from flap_nvflare.training.errors import Stopped, TrainingError
