@@ -188,8 +188,10 @@ def _claim(folder: Path, seed: int, names: set[str]) -> None:
     manifest = folder / MANIFEST
     ours = {"synthetic": True, "version": VERSION, "seed": seed}
     folder.mkdir(parents=True, exist_ok=True)
+    # Names first, manifest second: whoever wrote a case meanwhile wrote the manifest before it.
+    present = _visible(folder)
     if not manifest.is_file():
-        _refuse_foreign(folder, set())
+        _refuse_foreign(folder, present)
         _place(manifest, json.dumps(ours, indent=2).encode(), only_if_missing=True)
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
@@ -199,18 +201,18 @@ def _claim(folder: Path, seed: int, names: set[str]) -> None:
         raise DataError(
             f"{manifest}: the folder holds {found}, asked for {ours}; name another folder"
         )
-    _refuse_foreign(folder, {MANIFEST, TABLE, *names})
+    _refuse_foreign(folder, _visible(folder) - {MANIFEST, TABLE, *names})
 
 
-def _refuse_foreign(folder: Path, ours: set[str]) -> None:
-    foreign = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name not in ours and not path.name.startswith(".")
-    )
+def _visible(folder: Path) -> set[str]:
+    """Names in the folder but for hidden ones, among which are files still being written."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _refuse_foreign(folder: Path, foreign: set[str]) -> None:
     if foreign:
         raise DataError(
-            f"{folder}: holds {foreign[0]!r} and {len(foreign) - 1} more that are not synthetic; "
+            f"{folder}: holds {min(foreign)!r} and {len(foreign) - 1} more that are not synthetic; "
             f"name an empty folder, real scans are never overwritten"
         )
 
@@ -256,12 +258,16 @@ def _place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
         file.write(data)
     part = Path(name)
     part.chmod(0o644)
-    if only_if_missing:
-        try:
+    try:
+        if only_if_missing:
             path.hardlink_to(part)
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
-    else:
-        part.replace(path)
+        else:
+            part.replace(path)
+    except FileExistsError:
+        pass  # another process was faster
+    except OSError:
+        if not only_if_missing:
+            raise
+        part.replace(path)  # a file system without hard links
+    finally:
+        part.unlink(missing_ok=True)
