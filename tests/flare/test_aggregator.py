@@ -1,0 +1,143 @@
+"""One hostile site of six: refused, named, and the result is that of the other five."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.flare import messages
+from flap_nvflare.flare.aggregator import FlapAggregator, QuorumError
+from flap_nvflare.flare.job import _JOB, ServerJob
+from flap_nvflare.flare.run import RunFolder
+from flap_nvflare.settings import Federation
+
+SITES = "ABCDEF"
+A, B, HEAD, FROZEN = "x.q.lora_a", "x.q.lora_b", "mask_decoder.mask_tokens.weight", "x.weight"
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    shapes = {A: (2, 6), B: (5, 2), HEAD: (3, 4)}
+    return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+
+
+SPEC = UpdateSpec.of(tensors(0), "flap", 2, "0" * 64)
+
+
+class Server:
+    """An aggregator with the context that FLARE's server would give it, at round 1."""
+
+    def __init__(self, folder: Path, quorum: int = 5) -> None:
+        folder.mkdir()
+        self.job = ServerJob(
+            Federation(rank=2, rounds=2), RunFolder(folder), SPEC, {FROZEN}, tensors(0)
+        )
+        self.job.quorum = quorum
+        self.aggregator = FlapAggregator()
+        self.context = FLContext()
+        self.context.set_prop(_JOB, self.job, private=True, sticky=True)
+        self.context.set_prop(AppConstants.CURRENT_ROUND, 1, private=True, sticky=True)
+        self.context.set_prop(AppConstants.GLOBAL_MODEL, {"weights": tensors(0)})
+
+    def accept(self, site: str, message: Shareable) -> bool:
+        peer = FLContext()
+        peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False)
+        self.context.set_peer_context(peer)
+        return self.aggregator.accept(message, self.context)
+
+    def aggregate(self) -> dict[str, torch.Tensor]:
+        result = self.aggregator.aggregate(self.context)
+        return messages.read_dxo(result, DataKind.WEIGHTS).data
+
+
+def message(
+    site: str, change: Callable[[dict], object] = lambda data: None, **meta: object
+) -> Shareable:
+    data = tensors(ord(site))
+    change(data)
+    values = {messages.WEIGHT: float(ord(site) % 5 + 1), messages.REPORT: {}, **meta}
+    round_index = values.pop(messages.ROUND, 1)
+    return messages.weights_dxo(data, SPEC, round_index, **values).to_shareable()
+
+
+HOSTILE = {
+    "NaN": (message("F", lambda data: data[HEAD].view(-1)[3:4].fill_(math.nan)), HEAD),
+    "infinite": (message("F", lambda data: data[A].view(-1)[0:1].fill_(math.inf)), A),
+    "wrong shape": (message("F", lambda data: data.update({B: torch.zeros(5, 3)})), B),
+    "wrong dtype": (message("F", lambda data: data.update({B: torch.zeros(5, 2).half()})), B),
+    "extra key": (message("F", lambda data: data.update(scan=torch.zeros(2))), "scan"),
+    "frozen key": (message("F", lambda data: data.update({FROZEN: torch.zeros(5, 6)})), FROZEN),
+    "missing key": (message("F", lambda data: data.pop(HEAD)), HEAD),
+    "old round": (message("F", **{messages.ROUND: 0}), ""),
+    "weight 1e12": (message("F", **{messages.WEIGHT: 1e12}), ""),
+    "negative weight": (message("F", **{messages.WEIGHT: -1.0}), ""),
+    "huge": (message("F", lambda data: data[A].fill_(1e30)), ""),
+    "no DXO": (Shareable({"weights": 1}), ""),
+    "metrics": (DXO(DataKind.METRICS, data={"a": 1}).to_shareable(), ""),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["hostile first", "hostile last"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_update_is_refused_and_changes_nothing(
+    kind: str, first: bool, tmp_path: Path
+) -> None:
+    hostile, key = HOSTILE[kind]
+    honest = Server(tmp_path / "honest")
+    assert all(honest.accept(site, message(site)) for site in "ABCDE")
+    expected = honest.aggregate()
+
+    attacked = Server(tmp_path / "attacked")
+    if first:
+        assert not attacked.accept("F", hostile)
+    assert all(attacked.accept(site, message(site)) for site in "ABCDE")
+    if not first:
+        assert not attacked.accept("F", hostile)
+    found = attacked.aggregate()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    refusal = attacked.job.refused[0]
+    assert (refusal.site, refusal.round) == ("F", 1)
+    assert refusal.key == key
+    assert refusal.reason
+
+
+def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
+    results = []
+    for order in (SITES, SITES[::-1], "CADFBE"):
+        server = Server(tmp_path / order)
+        assert all(server.accept(site, message(site)) for site in order)
+        results.append(server.aggregate())
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_a_second_answer_of_a_site_does_not_count(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run")
+    assert server.accept("A", message("A"))
+    assert not server.accept("A", message("B"))
+    assert "second answer" in server.job.refused[0].reason
+
+
+def test_below_quorum_the_round_fails_and_names_who_counted(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", quorum=3)
+    server.accept("A", message("A"))
+    server.accept("F", HOSTILE["NaN"][0])
+    with pytest.raises(QuorumError, match=r"1 updates count \(A\), 3 needed.*refused: F"):
+        server.aggregate()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_no_updates_at_all_fail(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError, match="none"):
+        Server(tmp_path / "run", quorum=1).aggregate()
