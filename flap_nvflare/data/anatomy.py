@@ -98,7 +98,7 @@ def paint_body(canvas: Canvas, field_of_view: float) -> Build:
     flat_y = (np.arange(canvas.shape[1]) - (canvas.shape[1] - 1) / 2) * canvas.spacing[1]
     table = np.abs(flat_y - (depth + 14)) < 2.5
     canvas.hu[:, table, :] = np.maximum(canvas.hu[:, table, :], -250)
-    return Build(width, depth, fat, (depth * rng.uniform(0.42, 0.5), rng.uniform(-6, 6)))
+    return Build(width, depth, fat, (depth * rng.uniform(0.36, 0.43), rng.uniform(-6, 6)))
 
 
 def paint_spine(canvas: Canvas, build: Build) -> None:
@@ -110,9 +110,10 @@ def paint_spine(canvas: Canvas, build: Build) -> None:
     y = canvas.y - np.float32(y0) - 6 * np.cos(z * np.float32(np.pi / 160))
     x = canvas.x - np.float32(x0) - np.float32(curve) * np.sin(z * np.float32(np.pi / 140))
     size = rng.uniform(0.9, 1.12)
+    inside = canvas.hu > -200
     for side in (-1, 1):
         back = np.sqrt(((y - 38) / 17) ** 2 + ((x - side * 32) / 24) ** 2) + 0.08 * canvas.rough
-        canvas.hu[back < 1] = 52
+        canvas.hu[(back < 1) & inside] = 52
         psoas = rng.uniform(12, 20)
         grow = psoas * (0.55 + 0.45 * np.tanh((z + 20) / 50))
         near = ((y - 2) ** 2 + (x - side * (20 * size + grow)) ** 2) / grow**2
@@ -125,7 +126,7 @@ def paint_spine(canvas: Canvas, build: Build) -> None:
     arch = (np.abs(x) < 5 * size) & (y > 30) & (y < 58 * size) & (level < 10)
     wings = (np.abs(y - 22) < 4) & (np.abs(x) < 38 * size) & (level < 5)
     lamina = np.abs(np.sqrt(((y - 24) / 14) ** 2 + (x / 15) ** 2) - 1) < 0.25
-    canvas.hu[(lamina & (level < 13)) | arch | wings] = rng.uniform(280, 420)
+    canvas.hu[inside & ((lamina & (level < 13)) | arch | wings)] = rng.uniform(280, 420)
     canvas.hu[np.sqrt(((y - 23) / 9) ** 2 + (x / 10) ** 2) < 1] = 22
     bone = body < 1
     np.copyto(canvas.hu, marrow, where=bone)

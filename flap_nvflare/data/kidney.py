@@ -52,7 +52,7 @@ def _place(canvas: Canvas, build: Build, side: int, size: float) -> Kidney:
     centre = (
         rng.uniform(-16, 16) + low - 5 * side,
         build.spine[0] - rng.uniform(2, 22) - 0.2 * low,
-        build.spine[1] + side * min(rng.uniform(56, 76), room - 24),
+        build.spine[1] + side * min(rng.uniform(56, 76), 0.88 * room - 30),
     )
     scale = size * rng.uniform(0.9, 1.1) * (rng.uniform(0.6, 0.75) if rng.random() < 0.08 else 1)
     radii = (
