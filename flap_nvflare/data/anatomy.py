@@ -98,6 +98,7 @@ def paint_body(canvas: Canvas, field_of_view: float) -> Build:
     flat_y = (np.arange(canvas.shape[1]) - (canvas.shape[1] - 1) / 2) * canvas.spacing[1]
     table = np.abs(flat_y - (depth + 14)) < 2.5
     canvas.hu[:, table, :] = np.maximum(canvas.hu[:, table, :], -250)
+    canvas.room = inside > layer + wall - 1
     return Build(width, depth, fat, (depth * rng.uniform(0.36, 0.43), rng.uniform(-6, 6)))
 
 

@@ -29,6 +29,7 @@ class Canvas:
     Attributes:
         hu: (S, H, W) float32, air at first.
         label: (S, H, W) uint8.
+        room: (S, H, W) bool, where organs may be: at first everywhere.
         z, y, x: (S, H, W) float32, bent coordinates in mm.
         rough: (S, H, W) float32, smooth noise of about 25 mm, deviation 1.
     """
@@ -44,6 +45,7 @@ class Canvas:
         self.rng = rng
         self.hu = np.full(shape, -1000.0, dtype=np.float32)
         self.label = np.zeros(shape, dtype=np.uint8)
+        self.room = np.ones(shape, dtype=bool)
         axes = [
             ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
             for n, step in zip(shape, spacing, strict=True)
@@ -100,8 +102,13 @@ class Canvas:
         return box, np.sqrt(squares) + np.float32(rough) * self.rough[box]
 
     def fill(self, box: Box, mask: np.ndarray, hu: float | np.ndarray) -> None:
-        """Writes a grey value (or values of the box) where the mask holds."""
-        np.copyto(self.hu[box], np.asarray(hu, dtype=np.float32), where=mask)
+        """Writes a grey value (or values of the box) where the mask holds and room is."""
+        values = np.asarray(hu, dtype=np.float32)
+        np.copyto(self.hu[box], values, where=mask & self.room[box])
+
+    def mark(self, box: Box, mask: np.ndarray, label: int) -> None:
+        """Writes a label where the mask holds and room is."""
+        self.label[box][mask & self.room[box]] = label
 
 
 def turned(

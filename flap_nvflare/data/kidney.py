@@ -94,7 +94,7 @@ def _paint(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
     canvas.fill(box, urine, phase.pelvis)
     vessel = (np.abs(u + 4 * rough) < 4) & (np.abs(w) < 4.5) & (v < -0.3 * wide) & (v > -1.7 * wide)
     canvas.fill(box, vessel & (canvas.hu[box] < 130), phase.vein)
-    canvas.label[box][kidney_mask & ~hilum] = KIDNEY
+    canvas.mark(box, kidney_mask & ~hilum, KIDNEY)
 
 
 def paint_tumour(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
@@ -123,7 +123,7 @@ def paint_tumour(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
     elif kind == "clear" and radius > 10:
         core = mask & (field < 0.75) & (canvas.rough[box] > rng.uniform(-0.5, 0.8))
         canvas.fill(box, core, rng.uniform(15, 45))
-    canvas.label[box][mask] = TUMOUR
+    canvas.mark(box, mask, TUMOUR)
 
 
 def paint_look_alikes(canvas: Canvas, kidneys: list[Kidney], phase: Phase) -> None:
@@ -136,7 +136,7 @@ def paint_look_alikes(canvas: Canvas, kidneys: list[Kidney], phase: Phase) -> No
             box, field = canvas.ellipsoid(centre, (radius,) * 3, None, 0.04)
             mask = (field < 1) & (canvas.hu[box] < 260)
             canvas.fill(box, mask, rng.uniform(-2, 14))
-            canvas.label[box][mask] = KIDNEY
+            canvas.mark(box, mask, KIDNEY)
         if rng.random() < 0.5:
             away = (-1.25 * kidney.radii[0], -4.0, -0.25 * kidney.side * kidney.radii[1])
             _mass(canvas, np.add(kidney.centre, away), rng.uniform(5, 17), phase.tumour[1])
