@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flap_nvflare.sam import pretrain
+from flap_nvflare.sam import objectives, pretrain
 from flap_nvflare.sam.checkpoint import PACKAGED
 from flap_nvflare.sam.shapes import Pictures, draw_pictures
 
@@ -49,7 +49,7 @@ def test_pictures_depend_on_the_seed_alone() -> None:
 def test_prompts_lie_where_they_should(pictures: Pictures) -> None:
     kinds = set()
     for seed in range(12):
-        (points, boxes), target = pretrain.draw_prompts(
+        (points, boxes), target = objectives.draw_prompts(
             pictures, torch.Generator().manual_seed(seed)
         )
         kept = target.sum((1, 2)) > 9
@@ -68,7 +68,7 @@ def test_prompts_lie_where_they_should(pictures: Pictures) -> None:
 def test_boxes_enclose_the_target() -> None:
     target = torch.zeros(1, 96, 96, dtype=torch.bool)
     target[0, 20:61, 30:51] = True  # rows 20..60, columns 30..50
-    box = pretrain._boxes(target, torch.Generator().manual_seed(0))[0]
+    box = objectives._boxes(target, torch.Generator().manual_seed(0))[0]
     torch.testing.assert_close(box, torch.tensor([30.0, 20.0, 50.0, 60.0]), rtol=0, atol=5.5)
 
 
@@ -77,8 +77,8 @@ def test_perfect_masks_lose_least() -> None:
     target[:, 2:6, 2:6] = True
     perfect = torch.where(target[:, ::2, ::2], 20.0, -20.0)[:, None].expand(-1, 4, -1, -1)
     ones = torch.ones(2, 4)
-    assert pretrain.mask_loss(perfect, ones, target) < 1e-3
-    assert pretrain.mask_loss(-perfect, ones, target) > 1
+    assert objectives.mask_loss(perfect, ones, target) < 1e-3
+    assert objectives.mask_loss(-perfect, ones, target) > 1
 
 
 def test_rate_starts_alike_for_every_length() -> None:
