@@ -1,12 +1,14 @@
 """The guard: accepts or refuses an update and says why. It trusts nobody and never raises.
 
-What is right is known from the receiver's own spec, never from what arrived first.
+What is right is known from the receiver's own spec, never from what arrived first. The same
+checks serve the server (updates of sites) and a site (the server's adapter, without a weight).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +72,7 @@ def check_update(
     round_index: Any,
     expected_round: int,
     expected: UpdateSpec,
-    frozen: Collection[str] = (),
+    frozen: Collection[str] | Callable[[str], bool] = (),
     reference: Mapping[str, torch.Tensor] | None = None,
     weight: Any = None,
     weighted: bool = True,
@@ -85,7 +87,7 @@ def check_update(
         round_index: the round that the message says it belongs to.
         expected_round: the round under way.
         expected: the receiver's own spec.
-        frozen: names of the base's parameters, to call a frozen key by its name.
+        frozen: names of the base's parameters, or a test of a name, to call a frozen key so.
         reference: the receiver's own tensors as `expected` says, for `limits.max_change`.
         weight: the peer's weight in the aggregate.
         weighted: False for a message that has no weight (from the server).
@@ -104,7 +106,7 @@ def check_update(
             or _shapes_fault(spec, expected)
         )
     except Exception as error:  # an object made to break a check is refused, too
-        fault = ("", f"the check itself failed: {type(error).__name__}")
+        fault = ("", f"the check itself failed: {_type_name(error)}")
     return None if fault is None else Refusal(site, expected_round, *fault)
 
 
@@ -115,7 +117,7 @@ def _message_fault(spec: Any, round_index: Any, expected_round: int, expected: U
     if type(round_index) is not int or round_index != expected_round:
         return "", f"round {_short(round_index)}, expected {expected_round}"
     if type(spec) is not UpdateSpec:
-        return "", f"spec is {type(spec).__name__}, no UpdateSpec"
+        return "", f"spec is {_type_name(spec)}, no UpdateSpec"
     for name in ("base_sha256", "method", "rank", "dtype"):
         found, wanted = getattr(spec, name), getattr(expected, name)
         if found != wanted:
@@ -131,13 +133,21 @@ def _weight_fault(weight: Any, limits: Limits) -> Fault:
     return None
 
 
-def _names_fault(tensors: Any, expected: UpdateSpec, frozen: Collection[str]) -> Fault:
-    if type(tensors) is not dict:
-        return "", f"tensors are {type(tensors).__name__}, expected a dict"
-    extra = [name for name in tensors if type(name) is not str or name not in expected.shapes]
-    for name in sorted(extra, key=lambda item: (item not in frozen, _short(item))):
-        kind = "frozen key" if type(name) is str and name in frozen else "unexpected key"
-        return _short(name), f"{kind}: it may not travel"
+def _names_fault(
+    tensors: Any, expected: UpdateSpec, frozen: Collection[str] | Callable[[str], bool]
+) -> Fault:
+    if type(tensors) not in (dict, OrderedDict):
+        return "", f"tensors are {_type_name(tensors)}, expected a dict"
+    is_frozen = frozen if callable(frozen) else frozen.__contains__
+    texts = [name for name in tensors if type(name) is str]
+    extra = [name for name in texts if name not in expected.shapes]
+    if at_fault := sorted(name for name in extra if is_frozen(name)):
+        return _short(at_fault[0]), "frozen key: it is part of the base and may not travel"
+    if extra:
+        return _short(min(extra)), "unexpected key: it may not travel"
+    if len(texts) < len(tensors):
+        odd = min(_short(name) for name in tensors if type(name) is not str)
+        return odd, "unexpected key: it is no text"
     missing = sorted(set(expected.shapes) - set(tensors))
     return (missing[0], "missing key") if missing else None
 
@@ -147,7 +157,7 @@ def _tensors_fault(tensors: dict[str, Any], expected: UpdateSpec) -> Fault:
     for name in sorted(tensors):
         tensor = tensors[name]
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            return name, f"{type(tensor).__name__}, no tensor"
+            return name, f"{_type_name(tensor)}, no tensor"
         strided = tensor.layout == torch.strided and not tensor.is_nested
         if not strided or tensor.is_meta or tensor.is_quantized:
             return name, f"no plain dense tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
@@ -192,8 +202,13 @@ def _shapes_fault(spec: UpdateSpec, expected: UpdateSpec) -> Fault:
 def _short(value: Any) -> str:
     """At most 80 characters of a peer's value: a log line is no place for more."""
     if type(value) not in (str, int, float, bool, type(None)):
-        return f"of type {type(value).__name__}"
+        return f"of type {_type_name(value)}"
     if type(value) is int and value.bit_length() > 256:  # Python refuses to print huge ones
         return f"of {value.bit_length()} bits"
     text = value if isinstance(value, str) else repr(value)
     return "".join(c if c.isprintable() else "?" for c in text[:80])
+
+
+def _type_name(value: Any) -> str:
+    """The name of the value's class, past a metaclass that would answer otherwise."""
+    return str(type.__dict__["__name__"].__get__(type(value)))[:80]
