@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import stop
 
 JOB = Path(__file__).parents[2] / "jobs" / "fed_kits"
 
@@ -67,33 +68,6 @@ class Simulation:
 
     def output(self) -> str:
         return (self.folder / "output.txt").read_text(encoding="utf-8")
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Ends the simulator's session: its server, and the sites, which have sessions of their own."""
-    from signal import SIGKILL
-
-    for pid in descendants(process.pid):
-        try:
-            os.kill(pid, SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait(30)
-
-
-def descendants(pid: int) -> list[int]:
-    """The process and all below it, by /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for parent in found:
-        found.extend(children.get(parent, []))
-    return found
 
 
 @pytest.fixture

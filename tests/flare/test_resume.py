@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from processes import descendants, stop
 
 SETTINGS = {"rounds": 4, "batch_size": 16, "cross_site": "global"}
 
@@ -49,8 +50,6 @@ def process_of(parents: Sequence[int], word: str) -> int:
 def test_goes_on_from_the_last_finished_round_with_equal_bytes(
     simulation: Callable, victim: str
 ) -> None:
-    from conftest import descendants, stop
-
     undisturbed = simulation("undisturbed", changes=SETTINGS).run()
 
     disturbed = simulation("disturbed", changes=SETTINGS)
