@@ -98,7 +98,9 @@ def _load(path: Path, arch: Architecture) -> dict[str, Tensor]:
             f"{path}: is no readable file of weights: it is damaged, cut short, or holds more than "
             f"tensors ({type(error).__name__}: {reason}); {_mend(arch)}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()
+    ):
         raise CheckpointError(f"{path}: holds no table of named tensors; {_mend(arch)}")
     return state
 
@@ -123,8 +125,8 @@ def _check(path: Path, state: Mapping[str, Tensor], arch: Architecture) -> None:
     resizable = _resizable(arch)
     for name, tensor in state.items():
         wanted = expected[name].shape
-        rank_alone = resizable.fullmatch(name) and tensor.ndim == len(wanted)
-        if tensor.shape != wanted and not (rank_alone and tensor.shape[-1] == wanted[-1]):
+        fits = resizable.fullmatch(name) and _is_table(tensor.shape, wanted)
+        if tensor.shape != wanted and not fits:
             raise CheckpointError(
                 f"{path}: {name!r} has shape {tuple(tensor.shape)}, {arch.name} has "
                 f"{tuple(wanted)}; {_mend(arch)}"
@@ -133,6 +135,15 @@ def _check(path: Path, state: Mapping[str, Tensor], arch: Architecture) -> None:
             raise CheckpointError(
                 f"{path}: {name!r} holds values that are no finite numbers; {_mend(arch)}"
             )
+
+
+def _is_table(shape: torch.Size, wanted: torch.Size) -> bool:
+    """Whether a position table differs from the wanted one by the side of its grid alone."""
+    if len(shape) != len(wanted) or shape[-1] != wanted[-1] or 0 in shape:
+        return False
+    if len(shape) == 2:  # relative positions: 2 grid - 1 rows
+        return shape[0] % 2 == 1
+    return shape[0] == 1 and shape[1] == shape[2]
 
 
 def _resizable(arch: Architecture) -> re.Pattern[str]:
@@ -144,7 +155,9 @@ def _recognise(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Width and number of blocks of the encoder, or None if there is none."""
     weight = state.get("image_encoder.patch_embed.proj.weight")
     blocks = {name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")}
-    return None if weight is None or not blocks else (weight.shape[0], len(blocks))
+    return (
+        None if weight is None or not weight.ndim or not blocks else (weight.shape[0], len(blocks))
+    )
 
 
 def _mend(arch: Architecture) -> str:

@@ -25,11 +25,37 @@ from torch import nn
 if TYPE_CHECKING:
     from flap_nvflare.sam.backbone import Architecture
 
-ENCODER_ATTENTION = r"image_encoder\.blocks\.\d+\.attn\."
-DECODER_TRANSFORMER = r"mask_decoder\.transformer\."
-DECODER = r"mask_decoder\."
-OUTPUT = r"mask_decoder\.(output_upscaling|output_hypernetworks_mlps|mask_tokens)\."
-EVERYTHING = r"(image_encoder|prompt_encoder|mask_decoder)\."
+# Whole names, so that nothing can ride along under a name that only begins right.
+_N = r"[0-9]{1,3}"
+_AFFINE = r"\.(weight|bias)"
+_DECODER_ATTENTION = (
+    rf"(layers\.{_N}\.(self_attn|cross_attn_token_to_image|cross_attn_image_to_token)"
+    r"|final_attn_token_to_image)"
+)
+ENCODER_ATTENTION = rf"image_encoder\.blocks\.{_N}\.attn\.((qkv|proj){_AFFINE}|rel_pos_[hw])"
+ENCODER_REST = (
+    rf"image_encoder\.(pos_embed|(patch_embed\.proj|neck\.{_N}){_AFFINE}"
+    rf"|blocks\.{_N}\.(norm[12]|mlp\.lin[12]){_AFFINE})"
+)
+PROMPTS = (
+    rf"prompt_encoder\.((point_embeddings\.{_N}|not_a_point_embed|no_mask_embed)\.weight"
+    rf"|mask_downscaling\.{_N}{_AFFINE})"
+)
+DECODER_TRANSFORMER = (
+    rf"mask_decoder\.transformer\.({_DECODER_ATTENTION}\.(q|k|v|out)_proj"
+    rf"|layers\.{_N}\.(norm[1-4]|mlp\.lin[12])|norm_final_attn){_AFFINE}"
+)
+OUTPUT = (
+    rf"mask_decoder\.((output_upscaling\.{_N}|output_hypernetworks_mlps\.{_N}\.layers\.{_N})"
+    rf"{_AFFINE}|mask_tokens\.weight)"
+)
+QUALITY = rf"mask_decoder\.(iou_token\.weight|iou_prediction_head\.layers\.{_N}{_AFFINE})"
+DECODER = rf"{DECODER_TRANSFORMER}|{OUTPUT}|{QUALITY}"
+ADAPTERS = (
+    rf"(image_encoder\.blocks\.{_N}\.attn\.qkv\.[qv]"
+    rf"|mask_decoder\.transformer\.{_DECODER_ATTENTION}\.(q_proj\.q|v_proj\.v))\.lora_[ab]"
+)
+EVERYTHING = rf"{ENCODER_ATTENTION}|{ENCODER_REST}|{PROMPTS}|{DECODER}"
 LORA_SUFFIXES = (".lora_a", ".lora_b")
 
 
@@ -38,7 +64,7 @@ class Method:
     """A method's parameters.
 
     Attributes:
-        weights: patterns that a weight of SAM or of the head begins with.
+        weights: patterns of the names of weights of SAM and of the head.
         lora: whether the network has adapters and they train.
     """
 
@@ -47,9 +73,8 @@ class Method:
 
     def holds(self, name: str) -> bool:
         """Whether the parameter `name` belongs to the method."""
-        if name.endswith(LORA_SUFFIXES):
-            return self.lora and re.match(EVERYTHING, name) is not None
-        return any(re.match(pattern, name) for pattern in self.weights)
+        patterns = (*self.weights, ADAPTERS) if self.lora else self.weights
+        return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 METHODS: dict[str, Method] = {

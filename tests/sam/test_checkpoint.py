@@ -111,6 +111,12 @@ def test_missing_and_unknown_keys(
         ("mask_decoder.iou_token.weight", torch.zeros(1, 31), "shape"),
         (WINDOW, torch.zeros(7, 8), "shape"),
         (POS, torch.zeros(4, 4, 16), "shape"),
+        (POS, torch.zeros(1, 4, 1, 16), "shape"),  # would broadcast in silence
+        (POS, torch.zeros(2, 4, 4, 16), "shape"),
+        (POS, torch.zeros(1, 0, 0, 16), "shape"),
+        (GLOBAL, torch.zeros(0, 8), "shape"),
+        (GLOBAL, torch.zeros(6, 8), "shape"),  # 2 grid - 1 is odd
+        ("image_encoder.patch_embed.proj.weight", torch.zeros(()), "shape"),
         ("mask_decoder.iou_token.weight", torch.full((1, 32), float("nan")), "finite"),
         ("mask_decoder.iou_token.weight", torch.zeros(1, 32, dtype=torch.int64), "finite"),
     ],
@@ -129,7 +135,7 @@ def test_wrong_tensors(
     assert name in message
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, torch.zeros(2)])
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {1: torch.zeros(2)}, torch.zeros(2)])
 def test_no_table_of_tensors(tiny: Architecture, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd.pth")
     assert "no table" in _refusal(tmp_path / "odd.pth", tiny)

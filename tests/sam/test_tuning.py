@@ -55,7 +55,7 @@ def test_methods_are_those_of_the_settings() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_names_alone_agree_with_the_network(blank: Segmenter, method: str) -> None:
-    names = [name for name, _ in blank.named_parameters()]
+    names = list(blank.state_dict())  # buffers as well: none of them travels
     kept = tuning.trainable(blank, method)
     assert list(kept) == sorted(name for name in names if tuning.travels(method, name))
     tuning.freeze(blank, method)
@@ -91,6 +91,13 @@ def test_only_what_trains_gets_gradients(method: str) -> None:
         ("full", "optimizer.state", False),
         ("flap", "mask_decoder.output_upscaling_backup.weight", False),
         ("flap", "", False),
+        ("flap", "image_encoder.patient.lora_a", False),
+        ("flap", "image_encoder.blocks.0.attn.qkv.k.lora_a", False),
+        ("flap", "mask_decoder.output_upscaling.0.weight.patient", False),
+        ("flap", "mask_decoder.mask_tokens.weight\n", False),
+        ("attention", "image_encoder.blocks.0.attn.patient", False),
+        ("decoder", "mask_decoder.patient", False),
+        ("full", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", False),
     ],
 )
 def test_travels(method: str, name: str, expected: bool) -> None:
