@@ -83,7 +83,8 @@ def svd(contributions: Sequence[Contribution], gauge: str = "balanced") -> Aggre
         exact.append(exact_squares)
     return Aggregate(
         tensors={
-            name: tensors[name].to(ordered[0].tensors[name].dtype) for name in sorted(tensors)
+            name: tensors[name].to(ordered[0].tensors[name].dtype, copy=True)
+            for name in sorted(tensors)
         },
         error=relative_error(math.fsum(lost), math.fsum(exact)),
         turned=bool(found),

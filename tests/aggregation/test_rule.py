@@ -1,0 +1,172 @@
+"""What holds for every rule, and what none accepts."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from aggregation_cases import equal_bits, exact_products, federations, products, random_sites, site
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flap_nvflare.aggregation import RULES, AggregationError, Contribution, aggregate
+from flap_nvflare.aggregation.rule import prepared, relative_error
+
+rules = pytest.mark.parametrize("rule", sorted(RULES))
+
+
+@rules
+@given(federations(), st.randoms(use_true_random=False))
+def test_any_order_of_arrival_gives_the_same_bits(
+    rule: str, contributions: list[Contribution], random: Any
+) -> None:
+    shuffled = [
+        Contribution(one.site, one.weight, dict(reversed(one.tensors.items())))
+        for one in contributions
+    ]
+    random.shuffle(shuffled)
+    first = aggregate(rule, contributions)
+    assert list(first.tensors) == sorted(first.tensors)
+    assert equal_bits(first, aggregate(rule, shuffled))
+    assert equal_bits(first, aggregate(rule, contributions))
+
+
+@rules
+@given(federations(), st.integers(1, 4))
+def test_equal_updates_stay_as_they_are_in_product(
+    rule: str, contributions: list[Contribution], count: int
+) -> None:
+    one = contributions[0]
+    result = aggregate(rule, [Contribution(str(k), k + 0.3, one.tensors) for k in range(count)])
+    expected = products(dict(one.tensors))
+    for stem, product in products(result.tensors).items():
+        torch.testing.assert_close(product, expected[stem], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.tensors["head"], one.tensors["head"], rtol=1e-6, atol=0)
+    assert result.error < 1e-6
+
+
+@rules
+def test_heads_are_the_weighted_mean(rule: str) -> None:
+    result = aggregate(rule, [site("b", 1, head=[4.0, 0.0]), site("a", 3, head=[0.0, 8.0])])
+    assert result.tensors["head"].tolist() == [1.0, 6.0]
+    assert (result.error, result.turned) == (0.0, False)
+
+
+@rules
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_results_have_the_dtype_and_shape_of_the_updates(rule: str, dtype: torch.dtype) -> None:
+    contributions = random_sites(3, [(4, 6, 2)], dtype=dtype)
+    result = aggregate(rule, contributions)
+    for name, tensor in contributions[0].tensors.items():
+        assert (result.tensors[name].shape, result.tensors[name].dtype) == (tensor.shape, dtype)
+        assert result.tensors[name].untyped_storage().nbytes() == result.tensors[name].nbytes
+
+
+@rules
+def test_the_updates_are_left_alone(rule: str) -> None:
+    contributions = random_sites(2, [(4, 6, 2)])
+    before = [{name: x.clone() for name, x in one.tensors.items()} for one in contributions]
+    result = aggregate(rule, contributions)
+    for tensor in result.tensors.values():
+        tensor.zero_()
+    for one, tensors in zip(contributions, before, strict=True):
+        assert all(torch.equal(one.tensors[name], tensors[name]) for name in tensors)
+
+
+@rules
+def test_only_shares_of_weight_matter(rule: str) -> None:
+    contributions = random_sites(3, [(4, 6, 2)])
+    first = aggregate(rule, contributions)
+    scaled = [Contribution(one.site, one.weight * 2.0**900, one.tensors) for one in contributions]
+    assert equal_bits(first, aggregate(rule, scaled))
+
+
+@rules
+def test_all_zero_products_give_no_error_and_no_nan(rule: str) -> None:
+    contributions = random_sites(3, [(4, 6, 2)])
+    for one in contributions:
+        one.tensors["l0.lora_b"].zero_()
+    result = aggregate(rule, contributions)
+    assert result.error == 0.0
+    assert whole_is_finite(result.tensors)
+    assert products(result.tensors)["l0"].abs().max() == 0
+
+
+@rules
+def test_products_that_cancel_have_no_nan(rule: str) -> None:
+    plus, minus = site("a", 1, a=[[1.0]], b=[[1.0]]), site("b", 1, a=[[1.0]], b=[[-1.0]])
+    result = aggregate(rule, [plus, minus])
+    assert exact_products([plus, minus])["q"].item() == 0
+    assert abs(products(result.tensors)["q"].item()) < 1e-7
+    assert math.isfinite(result.error)
+
+
+def whole_is_finite(tensors: dict[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def test_prepared_sorts_and_shares() -> None:
+    ordered = prepared([site("b", 3, head=[1.0]), site("a", 1, head=[2.0])])
+    assert [(one.site, one.weight) for one in ordered] == [("a", 0.25), ("b", 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("squares", "expected"), [((0.0, 0.0), 0.0), ((4.0, 0.0), 1.0), ((1.0, 4.0), 0.5)]
+)
+def test_relative_error_is_always_a_number(squares: tuple[float, float], expected: float) -> None:
+    assert relative_error(*squares) == expected
+
+
+_HEAD = {"head": [1.0]}
+_BAD: list[tuple[str, list[Contribution]]] = [
+    ("at least one site", []),
+    ("site 'a' contributes twice", [site("a", 1, **_HEAD), site("a", 2, **_HEAD)]),
+    *(
+        (f"weight {weight} of site 'a'", [site("a", weight, **_HEAD)])
+        for weight in (0.0, -1.0, math.nan, math.inf)
+    ),
+    ("'more' is missing at site 'a'", [site("a", 1), site("b", 1, more=[1.0])]),
+    ("'more' is missing at site 'b'", [site("a", 1, more=[1.0]), site("b", 1)]),
+    (
+        r"'head' is float32 \(2,\) at site 'b', float32 \(1,\) at 'a'",
+        [site("a", 1, **_HEAD), site("b", 1, head=[1.0, 2.0])],
+    ),
+    ("'head' is torch.int64; only floats", [site("a", 1, head=[1])]),
+    ("'head' of site 'b' holds nan", [site("a", 1, **_HEAD), site("b", 1, head=[math.nan])]),
+    ("'q.lora_b' is missing; send both", [site("a", 1, a=[[1.0]])]),
+    (
+        r"'q': A is \(1, 2\), B is \(2, 2\); expected \(rank, in\)",
+        [site("a", 1, a=[[1.0, 2.0]], b=[[1.0, 0.0], [0.0, 1.0]])],
+    ),
+    (r"A is \(1,\)", [site("a", 1, a=[1.0], b=[[1.0]])]),
+    (
+        r"'q.lora_a' is float32 \(2, 1\) at site 'b'",
+        [site("a", 1, a=[[1.0]], b=[[1.0]]), site("b", 1, a=[[1.0], [1.0]], b=[[1.0, 1.0]])],
+    ),
+]
+
+
+@rules
+@pytest.mark.parametrize(("text", "contributions"), _BAD, ids=[text for text, _ in _BAD])
+def test_what_does_not_fit_together_is_refused(
+    rule: str, text: str, contributions: list[Contribution]
+) -> None:
+    with pytest.raises(AggregationError, match=text):
+        aggregate(rule, contributions)
+
+
+def test_an_unknown_rule_is_named_with_those_there_are() -> None:
+    with pytest.raises(AggregationError, match=r"'median' is not known.*'mean', 'svd'"):
+        aggregate("median", [site("a", 1, **_HEAD)])
+
+
+def test_the_rules_load_neither_flare_nor_monai() -> None:
+    code = (
+        "import sys, flap_nvflare.aggregation, flap_nvflare.adapter.guard\n"
+        "sys.exit(any(name in sys.modules for name in ('nvflare', 'monai')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
