@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from flap_nvflare.aggregation.mean import mean
+from flap_nvflare.aggregation import mean, svd
 from flap_nvflare.aggregation.rule import Aggregate, AggregationError, Contribution, Rule
-from flap_nvflare.aggregation.svd import svd
 
-RULES: Mapping[str, Rule] = MappingProxyType({"mean": mean, "svd": svd})
+RULES: Mapping[str, Rule] = MappingProxyType({"mean": mean.mean, "svd": svd.svd})
 
 
 def aggregate(rule_name: str, contributions: Sequence[Contribution]) -> Aggregate:

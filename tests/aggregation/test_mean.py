@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from aggregation_cases import dense_error, exact_products, federations, random_sites, site, whole
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 
 from flap_nvflare.aggregation import Contribution
 from flap_nvflare.aggregation.mean import mean
@@ -42,6 +42,7 @@ def test_opposite_errors_do_not_cancel() -> None:
     assert mean(mirrored).error == pytest.approx(1 / 5, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(federations())
 def test_the_error_is_the_dense_one(contributions: list[Contribution]) -> None:
     assume(whole(exact_products(contributions)) > 1e-2)

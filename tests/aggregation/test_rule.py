@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from aggregation_cases import equal_bits, exact_products, federations, products, random_sites, site
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flap_nvflare.aggregation import RULES, AggregationError, Contribution, aggregate
@@ -20,6 +20,7 @@ rules = pytest.mark.parametrize("rule", sorted(RULES))
 
 
 @rules
+@settings(deadline=None)
 @given(federations(), st.randoms(use_true_random=False))
 def test_any_order_of_arrival_gives_the_same_bits(
     rule: str, contributions: list[Contribution], random: Any
@@ -36,6 +37,7 @@ def test_any_order_of_arrival_gives_the_same_bits(
 
 
 @rules
+@settings(deadline=None)
 @given(federations(), st.integers(1, 4))
 def test_equal_updates_stay_as_they_are_in_product(
     rule: str, contributions: list[Contribution], count: int

@@ -11,7 +11,7 @@ from aggregation_cases import (
     site,
     whole,
 )
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flap_nvflare.aggregation import AggregationError, Contribution
@@ -41,11 +41,13 @@ def test_two_sites_by_hand() -> None:
     torch.testing.assert_close(paper.tensors["q.lora_a"], torch.tensor([[1.5, 0.0]]))
 
 
+@settings(deadline=None)
 @given(federations())
 def test_never_further_than_the_mean_of_factors(contributions: list[Contribution]) -> None:
     assert svd(contributions).error <= mean(contributions).error + 1e-7
 
 
+@settings(deadline=None)
 @given(federations(), st.sampled_from(GAUGES))
 def test_the_reported_error_is_the_dense_one(contributions: list[Contribution], gauge: str) -> None:
     assume(whole(exact_products(contributions)) > 1e-2)
@@ -53,6 +55,7 @@ def test_the_reported_error_is_the_dense_one(contributions: list[Contribution], 
     assert result.error == pytest.approx(dense_error(result, contributions), rel=1e-4, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(federations(), st.sampled_from(GAUGES))
 def test_as_good_as_the_dense_svd(contributions: list[Contribution], gauge: str) -> None:
     found = products(svd(contributions, gauge).tensors)
