@@ -90,8 +90,8 @@ class FlapAggregator(Aggregator):
         counted = sorted(self._contributions)
         if len(counted) < job.quorum:
             raise QuorumError(
-                f"round {round_index}: {len(counted)} updates count ({', '.join(counted) or 'none'}), "
-                f"{job.quorum} needed (setting min_sites); refused: "
+                f"round {round_index}: {len(counted)} updates count "
+                f"({', '.join(counted) or 'none'}), {job.quorum} needed (setting min_sites); refused: "
                 f"{', '.join(refusal.site for refusal in job.refused) or 'none'}"
             )
 

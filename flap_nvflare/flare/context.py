@@ -100,7 +100,8 @@ def read_site(fl_ctx: FLContext) -> Site:
         data_root = _demo_scans(name)
     if not data_root:
         raise SettingsError(
-            f"site {name} has no data: write 'data_root: FOLDER' into {path}, or set {DATA_VARIABLE}"
+            f"site {name} has no data: write 'data_root: FOLDER' into {path}, or set "
+            f"{DATA_VARIABLE}"
         )
     return Site(
         name=str(values.get("site") or name),

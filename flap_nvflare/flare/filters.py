@@ -57,7 +57,7 @@ def _read(shareable: Shareable) -> DXO:
     try:
         return from_shareable(shareable)
     except Exception as error:  # FLARE raises several types for what a peer may send
-        raise ContentBlockedException(f"a DXO that can't be read may not travel: {error}") from error
+        raise ContentBlockedException(f"a DXO that can't be read: {error}") from error
 
 
 def _bare_error(shareable: Shareable) -> Shareable:

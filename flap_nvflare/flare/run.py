@@ -31,7 +31,9 @@ class RunFolder:
         """File of the adapter `name`: `adapter_last`, `adapter_best` or `sites/<site>`."""
         return self.path / f"{name}.safetensors"
 
-    def save(self, name: str, tensors: Mapping[str, torch.Tensor], spec: UpdateSpec, **extra: Any):
+    def save(
+        self, name: str, tensors: Mapping[str, torch.Tensor], spec: UpdateSpec, **extra: Any
+    ) -> None:
         """Writes an adapter atomically; `extra` values are kept as JSON in its metadata."""
         path = self.adapter_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
