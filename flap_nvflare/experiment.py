@@ -40,7 +40,7 @@ class Outcome:
     seconds: float
 
     def mean_dice(self, name: str = "mean") -> float:
-        """Mean over sites of class `name` or of the classes' mean; sites without one are left out."""
+        """Mean over sites of class `name` or of the classes' mean; sites without are left out."""
         values = [score["dice"].get(name) for score in self.scores.values()]
         known = [value for value in values if value is not None]
         return sum(known) / len(known)

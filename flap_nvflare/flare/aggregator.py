@@ -91,7 +91,8 @@ class FlapAggregator(Aggregator):
         if len(counted) < job.quorum:
             raise QuorumError(
                 f"round {round_index}: {len(counted)} updates count "
-                f"({', '.join(counted) or 'none'}), {job.quorum} needed (setting min_sites); refused: "
+                f"({', '.join(counted) or 'none'}), {job.quorum} needed "
+                "(setting min_sites); refused: "
                 f"{', '.join(refusal.site for refusal in job.refused) or 'none'}"
             )
 
