@@ -262,3 +262,11 @@ def test_what_a_peer_writes_is_no_log_of_its_own() -> None:
 def test_limits_must_be_positive_numbers(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         Limits(**{name: value})
+
+
+def test_a_check_that_breaks_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RecursionError
+
+    monkeypatch.setattr(torch, "isfinite", broken)
+    assert refused() == ("", "the check itself failed: RecursionError")
