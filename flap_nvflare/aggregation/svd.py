@@ -9,13 +9,15 @@ than the mean of the factors is. Heads and tokens: weighted mean, exact.
 
 M itself is never formed. With the factors stacked, M = L R, L = [sqrt(w_k) B_k] (out, k r)
 and R = [sqrt(w_k) A_k] (k r, in); L = Q_L T_L and R^T = Q_R T_R leave the SVD of the small
-matrix T_L T_R^T, whose side is at most k r.
+matrix T_L T_R^T, whose side is at most k r. Q_L and Q_R stay products of reflectors: only
+their product with the r vectors that are kept is formed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,12 +112,12 @@ def _cut(
     left = _stacked(contributions, [pair.b for pair in group], dim=1)
     right = _stacked(contributions, [pair.a for pair in group], dim=0)
     rank = left.shape[2] // len(contributions)
-    left_basis, left_small = torch.linalg.qr(left)
-    right_basis, right_small = torch.linalg.qr(right.mT)
+    left_basis, left_small = _Basis.of(left)
+    right_basis, right_small = _Basis.of(right.mT)
     u, s, vh = torch.linalg.svd(left_small @ right_small.mT, full_matrices=False)
     kept = min(rank, s.shape[1])
-    b = left_basis @ u[:, :, :kept]
-    a = vh[:, :kept] @ right_basis.mT
+    b = left_basis.out(u[:, :, :kept])
+    a = right_basis.out(vh[:, :kept].mT).mT
     sign = _signs(b)
     alive = s[:, :kept] > _RESOLUTION * s[:, :1]
     strength = torch.where(alive, s[:, :kept], 0.0)
@@ -125,11 +127,35 @@ def _cut(
     for index in (alive.sum(dim=1) < rank).nonzero().flatten().tolist():
         count = int(alive[index].sum())
         a[index, count:] = _spare(
-            vh[index, :count].mT, right_small[index], right_basis[index], rank - count
+            vh[index, :count].mT, right_small[index], right_basis.one(index), rank - count
         )
     squares = s.square()
     exact = float(squares.sum())
     return b, a, float(squares[:, kept:].sum() + squares[:, :kept][~alive].sum()), exact
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Q (..., m, q) of a QR decomposition, kept as Householder reflectors."""
+
+    reflectors: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, matrices: Tensor) -> tuple[_Basis, Tensor]:
+        """Q and T of matrices (..., m, n) = Q T, with T (..., q, n) and q = min(m, n)."""
+        packed, scales = torch.geqrf(matrices)
+        size = scales.shape[-1]
+        return cls(packed[..., :size], scales), packed[..., :size, :].triu()
+
+    def one(self, index: int) -> _Basis:
+        """The basis of one matrix of a stack."""
+        return _Basis(self.reflectors[index], self.scales[index])
+
+    def out(self, coordinates: Tensor) -> Tensor:
+        """Q C of coordinates C (..., q, c)."""
+        rows = self.reflectors.shape[-2]
+        return torch.ormqr(self.reflectors, self.scales, _padded(coordinates, rows, dim=-2))
 
 
 def _stacked(contributions: Sequence[Contribution], names: Sequence[str], dim: int) -> Tensor:
@@ -161,7 +187,7 @@ def _padded(matrices: Tensor, size: int, dim: int) -> Tensor:
     return torch.cat([matrices, matrices.new_zeros(shape)], dim=dim) if shape[dim] else matrices
 
 
-def _spare(used: Tensor, small: Tensor, basis: Tensor, count: int) -> Tensor:
+def _spare(used: Tensor, small: Tensor, basis: _Basis, count: int) -> Tensor:
     """Rows of A for directions that the mean product does not have.
 
     Args:
@@ -177,9 +203,9 @@ def _spare(used: Tensor, small: Tensor, basis: Tensor, count: int) -> Tensor:
     free = torch.linalg.qr(used, mode="complete")[0][:, used.shape[1] :]
     vectors, lengths, _ = torch.linalg.svd(free.mT @ small)
     # A direction in which no site has an A row gets the length of a typical row.
-    typical = float(small.square().sum().div(max(count, used.shape[1] + count)).sqrt()) or 1.0
+    typical = float(small.square().sum().div(used.shape[1] + count).sqrt()) or 1.0
     scale = vectors.new_full((vectors.shape[1],), typical)
     scale[: len(lengths)] = torch.where(lengths > _RESOLUTION * typical, lengths, typical)
-    columns = (basis @ free @ vectors)[:, :count]
+    columns = basis.out(free @ vectors[:, :count])
     rows = (columns * _signs(columns) * scale[: columns.shape[1]]).mT
     return _padded(rows, count, dim=0)

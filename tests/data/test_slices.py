@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -236,6 +237,16 @@ def test_the_kept_volume_is_not_changed_by_a_view() -> None:
     assert torch.equal(before, SliceDataset([volume], PLAIN, 16)[1]["image"])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine also count as processor time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_view_is_cheap() -> None:
     dataset = SliceDataset([noisy(4, 96)], PLAIN, 96, augment=True)
     dataset[0]
