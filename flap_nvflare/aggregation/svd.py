@@ -85,7 +85,10 @@ def svd(contributions: Sequence[Contribution], gauge: str = "balanced") -> Aggre
         exact.append(exact_squares)
     return Aggregate(
         tensors={
-            name: tensors[name].to(ordered[0].tensors[name].dtype, copy=True)
+            # Dense copies: slices of a stack, or columns as rows, can't be sent.
+            name: tensors[name].to(
+                ordered[0].tensors[name].dtype, copy=True, memory_format=torch.contiguous_format
+            )
             for name in sorted(tensors)
         },
         error=relative_error(math.fsum(lost), math.fsum(exact)),

@@ -52,6 +52,16 @@ def test_equal_updates_stay_as_they_are_in_product(
 
 
 @rules
+@settings(deadline=None)
+@given(federations())
+def test_every_tensor_is_dense_and_its_own(rule: str, contributions: list[Contribution]) -> None:
+    # FLARE and safetensors refuse to write views and transposed tensors.
+    tensors = aggregate(rule, contributions).tensors
+    assert all(tensor.is_contiguous() for tensor in tensors.values())
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors.values())
+
+
+@rules
 def test_heads_are_the_weighted_mean(rule: str) -> None:
     result = aggregate(rule, [site("b", 1, head=[4.0, 0.0]), site("a", 3, head=[0.0, 8.0])])
     assert result.tensors["head"].tolist() == [1.0, 6.0]
