@@ -100,7 +100,7 @@ def _paint(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
 def paint_tumour(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
     """One tumour in, on or beside the kidney: uneven, solid, necrotic or cystic."""
     rng = canvas.rng
-    radius = float(rng.uniform(6.5, 22))
+    radius = float(rng.uniform(10, 28))  # KiTS19: about 2 to 6 cm across
     centre = _near_surface(kidney, rng, float(rng.uniform(0.55, 1.15)))
     centre = (canvas.within(centre[0], radius), *centre[1:])
     radii = radius * rng.uniform(0.8, 1.25, size=3)
@@ -137,10 +137,10 @@ def paint_look_alikes(canvas: Canvas, kidneys: list[Kidney], phase: Phase) -> No
             mask = (field < 1) & (canvas.hu[box] < 260)
             canvas.fill(box, mask, rng.uniform(-2, 14))
             canvas.mark(box, mask, KIDNEY)
-        if rng.random() < 0.5:
+        if rng.random() < 0.35:
             away = (-1.25 * kidney.radii[0], -4.0, -0.25 * kidney.side * kidney.radii[1])
             _mass(canvas, np.add(kidney.centre, away), rng.uniform(5, 17), phase.tumour[1])
-        if rng.random() < 0.6:
+        if rng.random() < 0.35:
             angle = rng.uniform(0, 2 * np.pi)
             gap = kidney.radii[1] + rng.uniform(12, 22)
             away = (rng.uniform(-30, 30), -abs(gap * np.sin(angle)), gap * np.cos(angle))

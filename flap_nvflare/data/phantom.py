@@ -35,7 +35,7 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
 from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "PHANTOM.json"
 _PRIVATE = ".phantom-"
 _SIDE = 128
@@ -52,7 +52,7 @@ class PhantomSite:
         noise: deviation of the noise in HU.
         grain: correlation of the noise in pixels.
         shift, scale: HU = scale * HU + shift, a scanner out of calibration.
-        in_plane, slice_spacing: ranges in mm.
+        in_plane, slice_spacing: ranges in mm; the field of view is set close around the body.
         tumours: share of the cases with a tumour; the first training and the first test case
             always have one.
     """
@@ -71,17 +71,15 @@ class PhantomSite:
 
 
 PHANTOM_SITES = {
-    "A": PhantomSite(4, 2, ("venous",), 0.9, 14, 0.6, 0, 1.0, (2.7, 2.9), (4.5, 5.0), 0.9),
-    "B": PhantomSite(5, 2, ("arterial",), 1.0, 22, 0.4, 12, 1.06, (2.7, 3.0), (4.0, 5.0), 0.85),
+    "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),
+    "B": PhantomSite(5, 2, ("arterial",), 1.0, 17, 0.4, 12, 1.06, (2.35, 2.6), (4.0, 5.0), 0.85),
     "C": PhantomSite(
-        4, 2, ("arterial", "venous"), 1.15, 9, 0.9, -8, 1.1, (2.6, 2.8), (4.0, 4.5), 1.0
+        4, 2, ("arterial", "venous"), 1.15, 9, 0.9, -8, 1.1, (2.3, 2.45), (4.0, 4.5), 1.0
     ),
-    "D": PhantomSite(3, 2, ("none", "late"), 0.45, 18, 0.8, 5, 0.95, (2.7, 3.0), (5.0, 6.0), 0.8),
-    "E": PhantomSite(
-        5, 2, ("late", "venous"), 0.75, 27, 0.5, 25, 0.92, (2.8, 3.0), (4.5, 6.0), 0.8
-    ),
+    "D": PhantomSite(3, 2, ("late", "venous"), 0.8, 14, 0.8, 5, 0.95, (2.4, 2.6), (5.0, 6.0), 0.8),
+    "E": PhantomSite(5, 2, ("venous",), 0.75, 19, 0.5, 25, 0.92, (2.45, 2.6), (4.5, 6.0), 0.8),
     "F": PhantomSite(
-        8, 3, ("arterial", "venous", "late"), 0.95, 16, 0.7, -15, 1.0, (2.6, 3.0), (3.5, 5.5), 0.85
+        8, 3, ("arterial", "venous", "late"), 0.95, 14, 0.7, -15, 1.0, (2.3, 2.6), (3.5, 5.5), 0.85
     ),
 }
 
