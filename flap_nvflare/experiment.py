@@ -51,6 +51,7 @@ class Outcome:
             "mode": self.mode,
             "method": self.federation.method,
             "seed": self.federation.seed,
+            "parameters": sum(t.numel() for t in next(iter(self.tensors.values())).values()),
             "seconds": round(self.seconds, 1),
             "mean": {
                 name: round(self.mean_dice(name), 4)

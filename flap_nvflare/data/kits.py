@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flap_nvflare.data.errors import DataError
 
-__all__ = ["IMAGE", "LABEL", "TABLE", "Case", "DataError", "SiteCases", "read_kits"]
+__all__ = ["IMAGE", "LABEL", "TABLE", "Case", "DataError", "SiteCases", "read_kits", "site_names"]
 
 TABLE = "thresholded_sites.csv"
 IMAGE = "imaging.nii.gz"
@@ -86,6 +86,19 @@ def read_kits(
         validation=tuple(case for case in cases["train"] if case.name in held_out),
         test=tuple(cases["test"]),
     )
+
+
+def site_names(root: Path | str) -> list[str]:
+    """The sites of the table, sorted; letters for numbers up to 25.
+
+    Raises:
+        DataError: if the table or one of its columns is missing, or it lists no case.
+    """
+    table = Path(root) / TABLE
+    names = sorted({_site_key(site) for _, (_, site, _) in _rows(table)})
+    if not names:
+        raise DataError(f"{table}: lists no case; copy FLamby's table of this name there")
+    return names
 
 
 def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:

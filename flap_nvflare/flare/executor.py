@@ -87,6 +87,8 @@ class FlapExecutor(Executor):
             workflow.load_state(
                 moments, reset_factors=bool(shareable.get_header(messages.TURNED, True))
             )
+        else:  # the first round, or this site missed the last one
+            workflow.reset_state()
         report = workflow.train(round_index, should_stop, self._progress(workflow, fl_ctx))
         tensors, spec = workflow.adapter(), workflow.spec()
         workflow.save_state(state / f"moments_{round_index}.safetensors")
@@ -143,14 +145,7 @@ class FlapExecutor(Executor):
                 self.log_info(
                     fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
                 )
-            workflow = SiteWorkflow(federation, site)
-            base = workflow.spec().base_sha256
-            if site.checkpoint_sha256 not in ("", base):
-                raise RefusedMessageError(
-                    f"base weights {site.checkpoint or 'of the package'} have SHA-256 {base}; "
-                    f"this site's settings allow {site.checkpoint_sha256} only"
-                )
-            self._workflow = workflow
+            self._workflow = SiteWorkflow(federation, site)
         return self._workflow
 
     def _load(self, workflow: SiteWorkflow, dxo: DXO) -> None:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from processes import descendants, stop
+from scan_files import write_sites
 
 from flap_nvflare.adapter.update import load_update
 from flap_nvflare.sam.official import modelling
@@ -30,25 +29,6 @@ def write_checkpoint(path: Path) -> None:
 
     torch.manual_seed(0)
     torch.save(build_sam.sam_model_registry["vit_b"]().state_dict(), path)
-
-
-def write_scans(root: Path) -> None:
-    """Two sites with two training cases and one test case of three slices each."""
-    random = np.random.default_rng(0)
-    affine = np.array([[0, 0, -2.0, 0], [0, -2.0, 0, 0], [-5.0, 0, 0, 0], [0, 0, 0, 1.0]])
-    lines = ["case_ids,site_ids,train_test_split,train_test_split_silo"]
-    for number in range(6):
-        name, site = f"case_{number:05d}", number // 3
-        split = "test" if number % 3 == 2 else "train"
-        lines.append(f"{name},{site},{split},{split}_{site}")
-        label = np.zeros((3, 64, 64), np.uint8)
-        label[:, 10:40, 10:40] = 1
-        label[:, 20:30, 20:30] = 2
-        image = (label * 60 + random.normal(40, 10, label.shape)).astype(np.int16)
-        (root / name).mkdir(parents=True)
-        nib.save(nib.Nifti1Image(image, affine), root / name / "imaging.nii.gz")
-        nib.save(nib.Nifti1Image(label, affine), root / name / "segmentation.nii.gz")
-    (root / "thresholded_sites.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class PeakMemory(threading.Thread):
@@ -77,7 +57,7 @@ def test_the_papers_adapter_of_vit_b_travels_in_its_own_bytes(
 ) -> None:
     checkpoint, scans = tmp_path / "sam_vit_b_01ec64.pth", tmp_path / "scans"
     write_checkpoint(checkpoint)
-    write_scans(scans)
+    write_sites(scans, ("A", "B"))
     small = simulation(
         "full_size",
         changes={"rounds": 1, "batch_size": 2, "cross_site": "global", "augment": False},

@@ -1,0 +1,148 @@
+"""Methods and baselines side by side: `python -m flap_nvflare.comparison RESULTS --data ROOT`.
+
+Every cell is a row of `ROWS` with one seed, run by `experiment.run` and kept as one line of
+JSON in the file RESULTS, so a comparison that was cut off goes on where it stopped. The table
+gives the mean over the sites' test cases, then mean and deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flap_nvflare.data.kits import site_names
+from flap_nvflare.experiment import run
+from flap_nvflare.settings import Federation
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    Attributes:
+        mode: one of `experiment.MODES`.
+        settings: changes to the federation's defaults.
+    """
+
+    mode: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ROWS: Mapping[str, Row] = {
+    "flap": Row("federated"),
+    "flap, each site alone": Row("alone"),
+    "flap, pooled data": Row("pooled"),
+    "flap, rule mean": Row("federated", {"rule": "mean"}),
+    "flap, random base": Row("federated", {"base": "random"}),
+    "full": Row("federated", {"method": "full", "learning_rate": 1e-3}),
+    "lora_decoder": Row("federated", {"method": "lora_decoder", "learning_rate": 2e-3}),
+    "partial_decoder": Row("federated", {"method": "partial_decoder"}),
+}
+
+
+def compare(
+    results: Path,
+    data_root: Path,
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Runs every cell that `results` does not hold yet; returns the cells asked for.
+
+    Args:
+        results: file of JSON lines, made or gone on with.
+        data_root: folder in the layout of KiTS19.
+        seeds: seeds of the federations.
+        rows: names out of `ROWS`.
+        settings: changes to the federation's defaults that hold for every row.
+
+    Raises:
+        ValueError: on an unknown row, or if `results` holds a cell made with other settings.
+    """
+    unknown = [name for name in rows if name not in ROWS]
+    if unknown:
+        raise ValueError(f"row {unknown[0]!r} is not known; expected some of {tuple(ROWS)}")
+    sites = site_names(data_root)
+    known = {(cell["row"], cell["seed"]): cell for cell in _read(results)}
+    cells = []
+    for seed in seeds:
+        for name in rows:
+            federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
+            cell = known.get((name, seed))
+            if cell is None:
+                cell = {"row": name, **run(ROWS[name].mode, federation, data_root, sites).to_dict()}
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(cell) + "\n")
+                print(f"seed {seed}, {name}: {cell['mean']}", file=sys.stderr, flush=True)
+            elif cell["federation"] != federation.to_dict():
+                raise ValueError(
+                    f"{results}: {name!r} with seed {seed} was made with other settings; name "
+                    f"another file"
+                )
+            cells.append(cell)
+    return cells
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The cells as a Markdown table: Dice in percent, mean and deviation over the seeds."""
+    classes = list(cells[0]["mean"])
+    lines = [
+        "| " + " | ".join(["run", "parameters", *classes, "worst site", "seeds"]) + " |",
+        "|---|" + "---:|" * (len(classes) + 3),
+    ]
+    for name in dict.fromkeys(cell["row"] for cell in cells):
+        own = [cell for cell in cells if cell["row"] == name]
+        figures = [_spread([cell["mean"][key] for cell in own]) for key in classes]
+        worst = _spread([min(site["mean"] for site in cell["sites"].values()) for cell in own])
+        size = f"{own[0]['parameters']:,}"
+        lines.append("| " + " | ".join([name, size, *figures, worst, str(len(own))]) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def _read(results: Path) -> list[dict[str, Any]]:
+    if not results.is_file():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m flap_nvflare.comparison`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flap_nvflare.comparison",
+        description="Compare methods and baselines on one data set, over several seeds.",
+    )
+    parser.add_argument("results", type=Path, help="file of JSON lines, made or gone on with")
+    parser.add_argument("--data", type=Path, required=True, help="folder in the layout of KiTS19")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", choices=ROWS)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings for every row"
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        settings = {
+            name: yaml.safe_load(value)
+            for name, _, value in (text.partition("=") for text in parsed.set)
+        }
+        print(table(compare(parsed.results, parsed.data, parsed.seeds, parsed.rows, settings)))
+    except (ValueError, OSError) as error:
+        print(f"comparison: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The comparison of methods and baselines: cells kept, gone on with, and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scan_files import write_sites
+
+from flap_nvflare import comparison
+from flap_nvflare.settings import Federation
+
+SETTINGS = ["base=random", "image_size=32", "rank=2", "rounds=1", "batch_size=4"]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [str(folder / "cells.jsonl"), "--data", str(folder), *more, "--set", *SETTINGS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_sites(tmp_path, ("A", "B"))
+    return tmp_path
+
+
+def test_every_row_runs_and_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert comparison.main(command(folder, "--seeds", "0")) == 0
+    cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    assert [cell["row"] for cell in cells] == list(comparison.ROWS)
+    for cell in cells:
+        assert set(cell["sites"]) == {"A", "B"}
+        settings = Federation.from_dict(cell["federation"])
+        for name, value in comparison.ROWS[cell["row"]].settings.items():
+            assert getattr(settings, name) == value
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 + len(cells)
+    by_row = {cell["row"]: cell for cell in cells}
+    assert by_row["full"]["parameters"] > 10 * by_row["flap"]["parameters"]
+
+
+def test_goes_on_where_it_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("--rows", "flap", "partial_decoder", "--seeds")
+    assert comparison.main(command(folder, *rows, "0")) == 0
+    first = (folder / "cells.jsonl").read_text()
+    assert comparison.main(command(folder, *rows, "0", "1")) == 0
+    lines = (folder / "cells.jsonl").read_text()
+    assert lines.startswith(first)
+    assert len(lines.splitlines()) == 4
+    assert "| 2 |" in capsys.readouterr().out
+
+
+def test_cells_of_other_settings_are_not_mixed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert comparison.main(command(folder, "--rows", "flap", "--seeds", "0")) == 0
+    changed = command(folder, "--rows", "flap", "--seeds", "0")
+    assert comparison.main([*changed, "rounds=2"]) == 1
+    assert "made with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"), [("rank=0", "rank"), ("colour=red", "colour"), ("rank", "rank")]
+)
+def test_a_bad_setting_is_named(
+    folder: Path, change: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert comparison.main([*command(folder, "--rows", "flap"), change]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_table_gives_mean_and_deviation_over_seeds() -> None:
+    cells = [
+        {"row": "flap", "parameters": 1234, "mean": {"kidney": k}, "sites": {"A": {"mean": k}}}
+        for k in (0.5, 0.7)
+    ]
+    assert comparison.table(cells).splitlines()[-1] == (
+        "| flap | 1,234 | 60.0 ± 14.1 | 60.0 ± 14.1 | 2 |"
+    )
