@@ -61,7 +61,8 @@ class FlapExecutor(Executor):
                 return make_reply(ReturnCode.TASK_ABORTED)
             # The error's text may name a case: it goes to the site's own log, at a level that
             # FLARE does not upload.
-            self.log_warning(fl_ctx, f"task {task_name} failed: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            self.log_warning(fl_ctx, f"task {task_name} failed: {what}", fire_event=False)
             self.log_error(fl_ctx, f"task {task_name} failed with {type(error).__name__}")
             code = (
                 ReturnCode.BAD_TASK_DATA

@@ -37,12 +37,26 @@ class Simulation:
             settings = job / "app" / "config" / "federation.yaml"
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             settings.write_text(yaml.safe_dump({**values, **self.changes}), encoding="utf-8")
+        command = [str(Path(sys.executable).parent / "nvflare"), "simulator", str(job)]
+        command += ["-c", ",".join(self.sites), "-t", str(threads or len(self.sites))]
+        return self._popen([*command, "-w", str(self.folder / "work")], **environment)
+
+    def start_recipe(self) -> subprocess.Popen[str]:
+        """The same federation by `FlapRecipe` and FLARE's SimEnv, in a script of its own."""
+        script = self.folder / "federate.py"
+        script.write_text(
+            "from nvflare.recipe import SimEnv\n"
+            "from flap_nvflare.flare.recipe import FlapRecipe\n"
+            "if __name__ == '__main__':\n"
+            f"    env = SimEnv(clients={list(self.sites)}, workspace_root={str(self.folder)!r})\n"
+            f"    FlapRecipe(**{self.changes}).execute(env)\n",
+            encoding="utf-8",
+        )
+        return self._popen([sys.executable, str(script)])
+
+    def _popen(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "nvflare"),
-                *("simulator", str(job), "-w", str(self.folder / "work")),
-                *("-c", ",".join(self.sites), "-t", str(threads or len(self.sites))),
-            ],
+            command,
             env={
                 **{key: value for key, value in os.environ.items() if not key.startswith("FLAP_")},
                 "FLAP_HOME": str(self.home),
@@ -57,7 +71,10 @@ class Simulation:
 
     def run(self, threads: int | None = None, timeout: float = 240, **environment: str) -> Path:
         """Runs to the end and returns the run's folder, whose artifacts are the proof."""
-        process = self.start(threads, **environment)
+        return self.finish(self.start(threads, **environment), timeout)
+
+    def finish(self, process: subprocess.Popen[str], timeout: float = 240) -> Path:
+        """Waits for the end, ends what is left, and returns the run's folder."""
         try:
             process.wait(timeout)
         finally:

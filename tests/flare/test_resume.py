@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import descendants, stop
 
-SETTINGS = {"rounds": 4, "batch_size": 16, "cross_site": "global"}
+SETTINGS = {"rounds": 4, "image_size": 64, "batch_size": 16, "cross_site": "global"}
 
 
 def sha256(run: Path, name: str) -> str:

@@ -11,7 +11,7 @@ from flap_nvflare.adapter.update import load_update
 from flap_nvflare.experiment import federate
 from flap_nvflare.settings import Federation, Site
 
-SMALL = {"rounds": 2, "batch_size": 16, "foreground_fraction": 1.0}
+SMALL = {"rounds": 2, "image_size": 64, "batch_size": 16, "foreground_fraction": 1.0}
 
 
 def sha256(path: Path) -> str:
@@ -63,11 +63,15 @@ def test_two_sites_make_every_artifact_and_equal_the_run_in_one_process(
     assert all(bool((found[name] == tensors[name]).all()) for name in tensors)
 
 
-def test_a_process_for_every_task_gives_the_same_bytes(simulation: Callable) -> None:
+def test_a_process_for_every_task_and_the_recipe_give_the_same_bytes(simulation: Callable) -> None:
     kept = simulation("kept", changes=SMALL).run(threads=2)
     anew = simulation("anew", changes=SMALL).run(threads=1)
-    assert sha256(kept / "adapter_last.safetensors") == sha256(anew / "adapter_last.safetensors")
-    assert sha256(kept / "adapter_best.safetensors") == sha256(anew / "adapter_best.safetensors")
+    recipe = simulation("recipe", changes=SMALL)
+    python = recipe.finish(recipe.start_recipe())
+    for name in ("adapter_last", "adapter_best"):
+        (digest,) = {sha256(run / f"{name}.safetensors") for run in (kept, anew, python)}
+        assert digest
+    assert "Test Dice of the best adapter" in recipe.output()
 
 
 def test_without_the_papers_data_a_bad_data_root_stops_the_job(simulation: Callable) -> None:
