@@ -80,10 +80,10 @@ class Federation:
     method: str = "flap"
     rank: int = 8
     rule: str = "svd"
-    rounds: int = 4
-    local_epochs: int = 1
+    rounds: int = 3
+    local_epochs: int = 2
     batch_size: int = 8
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.1
     warmup_fraction: float = 0.05
     decay_power: float = 0.9
@@ -183,6 +183,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "image_size": 224,
         "rank": 32,
         "rounds": 25,
+        "local_epochs": 1,
         "batch_size": 32,
         "learning_rate": 8e-4,
         "decay_power": 7.0,

@@ -35,7 +35,7 @@ def paint_kidneys(canvas: Canvas, build: Build, phase: Phase) -> list[Kidney]:
     """Both kidneys, now and then one only, or one that lies low."""
     rng = canvas.rng
     missing = int(rng.choice([-1, 0, 1], p=[0.05, 0.9, 0.05]))
-    size = rng.uniform(0.85, 1.12)
+    size = rng.uniform(0.95, 1.15)
     kidneys = []
     for side in (-1, 1):
         kidney = _place(canvas, build, side, size)
@@ -85,9 +85,9 @@ def _paint(canvas: Canvas, kidney: Kidney, phase: Phase) -> None:
     texture = 3 * rough + rng.uniform(-0.08, 0.08) * phase.cortex
     canvas.fill(box, kidney_mask, phase.cortex + texture)
     canvas.fill(box, kidney_mask & pyramid, phase.medulla + texture)
-    deep = rng.uniform(0.3, 0.55)
+    deep = rng.uniform(0.25, 0.42)
     sinus = (u / (deep * long)) ** 2 + ((v + 0.5 * wide) / (0.62 * wide)) ** 2
-    sinus = np.sqrt(sinus + (w / (rng.uniform(0.3, 0.5) * thick)) ** 2) + 0.2 * rough
+    sinus = np.sqrt(sinus + (w / (rng.uniform(0.25, 0.4) * thick)) ** 2) + 0.2 * rough
     hilum = (sinus < 1) & (field < 1.15)
     canvas.fill(box, hilum, rng.uniform(-80, -20))
     urine = hilum & (rough > rng.uniform(-0.3, 0.7))
