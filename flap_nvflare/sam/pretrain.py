@@ -50,18 +50,6 @@ class Pretraining(nn.Module):
         align(self.sam.mask_decoder.transformer)
         self.size = sizes.native_size
 
-    @torch.no_grad()
-    def _tie_queries_to_keys(self) -> None:
-        """Starts the decoder's attention as a comparison of positions.
-
-        With equal projections a point's token attends to its own place from the first step;
-        otherwise most of a short run goes by before points and boxes mean anything.
-        """
-        for part in self.sam.mask_decoder.transformer.modules():
-            if hasattr(part, "q_proj"):
-                part.q_proj.weight.mul_(1.5)
-                part.k_proj.weight.copy_(part.q_proj.weight)
-
     def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image embeddings and the positional encoding of their grid."""
         return self.sam.image_encoder(image), self.sam.prompt_encoder.get_dense_pe()
@@ -171,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m flap_nvflare.sam.pretrain", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and state")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the whole run")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of the whole run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--every", type=int, default=250, help="steps between saved states")
@@ -202,7 +190,7 @@ def run(out: Path, steps: int, seed: int, every: int) -> None:
             print(f"step {done}/{steps} loss {mean:.4f} {pace:.3f} s/step", flush=True)
         if done % every == 0 or done == steps:
             _keep(out / "state.safetensors", model, optimizer, done)
-            command = f"python -m flap_nvflare.sam.pretrain --steps {steps} --seed {seed}"
+            command = f"python -m flap_nvflare.sam.pretrain --out DIR --steps {steps} --seed {seed}"
             iou = score(model)
             print(f"step {done} prompted IoU {iou}", flush=True)
             export(model, out, {"command": command, "seed": seed, "steps": done, "iou": iou})
