@@ -82,12 +82,12 @@ def run(
     Raises:
         ValueError: on an unknown mode.
     """
-    from flap_nvflare.bundle.workflow import SiteWorkflow
+    from flap_nvflare.bundle.workflow import build_work
 
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
         flows = {
-            name: SiteWorkflow(federation, Site(name, data_root, state_dir=Path(folder)))
+            name: build_work(federation, Site(name, data_root, state_dir=Path(folder)))
             for name in sites
         }
         if mode == "federated":
@@ -95,7 +95,7 @@ def run(
         elif mode == "alone":
             models = {name: _train_through(flow, progress) for name, flow in flows.items()}
         elif mode == "pooled":
-            pooled = SiteWorkflow(federation, Site("+".join(sites), data_root))
+            pooled = build_work(federation, Site("+".join(sites), data_root))
             models = {"pooled": _train_through(pooled, progress)}
         else:
             raise ValueError(f"mode {mode!r} is not known; expected one of {MODES}")

@@ -22,7 +22,7 @@ from flap_nvflare.flare.context import read_site
 from flap_nvflare.settings import Federation, Site
 
 if TYPE_CHECKING:
-    from flap_nvflare.bundle.workflow import SiteWorkflow
+    from flap_nvflare.training.work import SiteWork
 
 _KEPT_ROUNDS = 2
 
@@ -41,7 +41,7 @@ class FlapExecutor(Executor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._workflow: SiteWorkflow | None = None
+        self._workflow: SiteWork | None = None
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -135,9 +135,9 @@ class FlapExecutor(Executor):
         )
         return messages.weights_dxo(tensors, spec, workflow.federation.rounds).to_shareable()
 
-    def _open(self, shareable: Shareable, fl_ctx: FLContext) -> SiteWorkflow:
+    def _open(self, shareable: Shareable, fl_ctx: FLContext) -> SiteWork:
         """This site's workflow for the task's settings, kept while they stay the same."""
-        from flap_nvflare.bundle.workflow import SiteWorkflow
+        from flap_nvflare.bundle.workflow import build_work
 
         federation = Federation.from_dict(shareable.get_header(messages.FEDERATION) or {})
         if self._workflow is None or self._workflow.federation != federation:
@@ -146,10 +146,10 @@ class FlapExecutor(Executor):
                 self.log_info(
                     fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
                 )
-            self._workflow = SiteWorkflow(federation, site)
+            self._workflow = build_work(federation, site)
         return self._workflow
 
-    def _load(self, workflow: SiteWorkflow, dxo: DXO) -> None:
+    def _load(self, workflow: SiteWork, dxo: DXO) -> None:
         """Checks the server's adapter against this site's own network, then loads it."""
         sent_round = dxo.meta.get(messages.ROUND)
         refusal = check_update(
@@ -166,9 +166,7 @@ class FlapExecutor(Executor):
             raise RefusedMessageError(f"adapter from the server: {refusal.key}: {refusal.reason}")
         workflow.load_adapter({name: tensor.to(torch.float32) for name, tensor in dxo.data.items()})
 
-    def _progress(
-        self, workflow: SiteWorkflow, fl_ctx: FLContext
-    ) -> Callable[[dict[str, Any]], None]:
+    def _progress(self, workflow: SiteWork, fl_ctx: FLContext) -> Callable[[dict[str, Any]], None]:
         def show(figures: dict[str, Any]) -> None:
             step, steps = figures["step"], figures["steps"]
             if step == steps or step % max(1, steps // 2) == 0:

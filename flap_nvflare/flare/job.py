@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.aggregation.rule import Aggregate
 from flap_nvflare.flare.context import read_federation, run_folder
 from flap_nvflare.flare.run import BEST, LAST, RunFolder
-from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation
+from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, Site
 
 _JOB = "flap_server_job"
 
@@ -171,19 +172,11 @@ def keep_best(
 def _first_adapter(
     federation: Federation,
 ) -> tuple[UpdateSpec, Collection[str], dict[str, torch.Tensor]]:
-    from flap_nvflare.sam.segmenter import build_segmenter
+    from flap_nvflare.bundle.builders import make_network
     from flap_nvflare.sam.tuning import trainable
 
-    network = build_segmenter(
-        arch=federation.arch,
-        image_size=federation.image_size,
-        classes=federation.classes,
-        method=federation.method,
-        rank=federation.rank,
-        seed=federation.seed,
-        checkpoint=os.environ.get(CHECKPOINT_VARIABLE) or None,
-        base=federation.base,
-    )
+    checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
+    network = make_network(federation, Site("server", Path(), checkpoint=checkpoint))
     tensors = {
         name: parameter.detach().to(torch.float32).clone()
         for name, parameter in trainable(network, federation.method).items()

@@ -17,7 +17,7 @@ from flap_nvflare.bundle.workflow import (
     CONFIGS,
     METADATA,
     TRAIN_CONFIG,
-    SiteWorkflow,
+    build_work,
     config_values,
 )
 from flap_nvflare.settings import Federation, Site
@@ -60,7 +60,7 @@ def test_a_site_trains_alone_and_equals_the_federations_workflow(
     tensors, spec, extra = load_update(out / "adapter_last.safetensors")
     assert extra["round"] == "1"
 
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     reports = [workflow.train(index) for index in range(federation.rounds)]
     own = workflow.adapter()
     assert spec == workflow.spec()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flap_nvflare.bundle.workflow import SiteWorkflow
+from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.sam.tuning import travels
 from flap_nvflare.settings import Federation, SettingsError, Site
@@ -22,7 +22,7 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 
 def test_a_round_trains_what_travels_and_nothing_else(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     before = {name: tensor.clone() for name, tensor in workflow.network.state_dict().items()}
     told: list[dict[str, float]] = []
     report = workflow.train(0, progress=told.append)
@@ -42,13 +42,13 @@ def test_a_round_trains_what_travels_and_nothing_else(federation: Federation, si
 
 
 def test_the_loss_falls_over_a_federation(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(dataclasses.replace(federation, rounds=6, learning_rate=1e-2), site)
+    workflow = build_work(dataclasses.replace(federation, rounds=6, learning_rate=1e-2), site)
     losses = [workflow.train(index).loss for index in range(6)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_split_is_scored_case_by_case(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     score = workflow.evaluate("test")
     assert [case.case for case in score.cases] == ["case_00003"]
     assert score.class_names == ("kidney", "tumour")
@@ -63,7 +63,7 @@ def test_a_split_is_scored_case_by_case(federation: Federation, site: Site) -> N
 
 
 def test_scoring_does_not_change_what_training_does(federation: Federation, site: Site) -> None:
-    plain, scored = SiteWorkflow(federation, site), SiteWorkflow(federation, site)
+    plain, scored = build_work(federation, site), build_work(federation, site)
     scored.evaluate("test")
     plain.train(0)
     scored.train(0)
@@ -75,7 +75,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(
 ) -> None:
     adapters = []
     for seed in (3, 3, 4):
-        workflow = SiteWorkflow(dataclasses.replace(federation, seed=seed), site)
+        workflow = build_work(dataclasses.replace(federation, seed=seed), site)
         workflow.train(0)
         adapters.append(workflow.adapter())
         torch.rand(7)  # what others draw from torch's own generator changes nothing
@@ -86,12 +86,12 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(
 def test_going_on_from_files_equals_never_having_stopped(
     federation: Federation, site: Site, tmp_path: Path
 ) -> None:
-    whole = SiteWorkflow(federation, site)
+    whole = build_work(federation, site)
     whole.train(0)
     sent = whole.adapter()
     whole.save_state(tmp_path / "moments.safetensors")
     whole.train(1)
-    later = SiteWorkflow(federation, site)
+    later = build_work(federation, site)
     later.load_adapter(sent)
     later.load_state(tmp_path / "moments.safetensors", reset_factors=False)
     later.train(1)
@@ -101,7 +101,7 @@ def test_going_on_from_files_equals_never_having_stopped(
 def test_resetting_factors_changes_the_factors_next_step(
     federation: Federation, site: Site, tmp_path: Path
 ) -> None:
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     workflow.train(0)
     sent = workflow.adapter()
     workflow.save_state(tmp_path / "moments.safetensors")
@@ -115,7 +115,7 @@ def test_resetting_factors_changes_the_factors_next_step(
 
 
 def test_a_run_without_a_file_forgets_the_last_one(federation: Federation, site: Site) -> None:
-    fresh, used = SiteWorkflow(federation, site), SiteWorkflow(federation, site)
+    fresh, used = build_work(federation, site), build_work(federation, site)
     start = used.adapter()
     used.train(0)
     used.load_adapter(start)
@@ -129,7 +129,7 @@ def test_half_precision_trains_whole_weights(federation: Federation, site: Site)
     results = {}
     for precision in ("fp32", "bf16"):
         settings = dataclasses.replace(federation, precision=precision, augment=False)
-        workflow = SiteWorkflow(settings, site)
+        workflow = build_work(settings, site)
         results[precision] = workflow.train(0).loss
         assert {tensor.dtype for tensor in workflow.adapter().values()} == {torch.float32}
         assert workflow.evaluate("test").dice is not None
@@ -138,7 +138,7 @@ def test_half_precision_trains_whole_weights(federation: Federation, site: Site)
 
 
 def test_stopping_takes_less_than_a_second(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(dataclasses.replace(federation, local_epochs=1000), site)
+    workflow = build_work(dataclasses.replace(federation, local_epochs=1000), site)
     asked: list[float] = []
 
     def should_stop() -> bool:
@@ -156,7 +156,7 @@ def test_stopping_takes_less_than_a_second(federation: Federation, site: Site) -
 
 
 def test_a_loss_that_is_no_number_is_refused(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     broken = workflow.adapter()
     name = next(iter(broken))
     broken[name] = torch.full_like(broken[name], float("nan"))
@@ -167,11 +167,11 @@ def test_a_loss_that_is_no_number_is_refused(federation: Federation, site: Site)
 
 def test_a_round_outside_the_federation_is_refused(federation: Federation, site: Site) -> None:
     with pytest.raises(ValueError, match="round 2 is none of the federation's 2"):
-        SiteWorkflow(federation, site).train(2)
+        build_work(federation, site).train(2)
 
 
 def test_only_a_whole_adapter_is_loaded(federation: Federation, site: Site) -> None:
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     own = workflow.adapter()
     first = next(iter(own))
     zeros = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
@@ -188,7 +188,7 @@ def test_only_a_whole_adapter_is_loaded(federation: Federation, site: Site) -> N
 
 
 def test_no_scan_is_read_before_it_is_needed(federation: Federation, tmp_path: Path) -> None:
-    workflow = SiteWorkflow(federation, Site("A", tmp_path / "nowhere", device="cpu"))
+    workflow = build_work(federation, Site("A", tmp_path / "nowhere", device="cpu"))
     assert workflow.spec().shapes.keys() == workflow.adapter().keys()
     with pytest.raises(DataError, match="nowhere: no such folder"):
         workflow.train(0)
@@ -204,7 +204,7 @@ def test_each_scan_is_read_once(
     monkeypatch.setattr(
         volume, "load_volume", lambda case, count: read.append(case.name) or load(case, count)
     )
-    workflow = SiteWorkflow(federation, site)
+    workflow = build_work(federation, site)
     workflow.train(0)
     assert read == [case.name for case in workflow.cases.train]
     for index in (0, 1):
@@ -215,14 +215,14 @@ def test_each_scan_is_read_once(
 
 
 def test_pooled_sites_are_trained_as_one(federation: Federation, scans: Path) -> None:
-    pooled = SiteWorkflow(federation, Site("A+B", scans, device="cpu"))
+    pooled = build_work(federation, Site("A+B", scans, device="cpu"))
     report = pooled.train(0)
     assert (report.cases, report.slices) == (4, 2 * 4 + 2 * 5)
     assert [case.case for case in pooled.evaluate("test").cases] == ["case_00003", "case_00007"]
-    windows = {volume.name: window for volume, window in pooled.work.data.volumes("test")}
+    windows = {volume.name: window for volume, window in pooled.data.volumes("test")}
     for name in ("A", "B"):
-        alone = SiteWorkflow(federation, Site(name, scans, device="cpu"))
-        ((volume, window),) = alone.work.data.volumes("test")
+        alone = build_work(federation, Site(name, scans, device="cpu"))
+        ((volume, window),) = alone.data.volumes("test")
         assert windows[volume.name] == window
     assert len(set(windows.values())) == 2
 
@@ -232,21 +232,21 @@ def test_text_of_the_settings_is_never_run(
 ) -> None:
     trap = f"$__import__('pathlib').Path({str(tmp_path / 'trap')!r}).touch()"
     names = (trap, "@network")
-    workflow = SiteWorkflow(dataclasses.replace(federation, class_names=names), site)
+    workflow = build_work(dataclasses.replace(federation, class_names=names), site)
     assert workflow.evaluate("test").class_names == names
     assert not (tmp_path / "trap").exists()
 
 
 def test_a_site_accepts_only_its_own_base(federation: Federation, site: Site) -> None:
-    base = SiteWorkflow(federation, site).spec().base_sha256
-    SiteWorkflow(federation, dataclasses.replace(site, checkpoint_sha256=base.upper()))
+    base = build_work(federation, site).spec().base_sha256
+    build_work(federation, dataclasses.replace(site, checkpoint_sha256=base.upper()))
     with pytest.raises(SettingsError, match="accepts only the base with SHA-256 00ff"):
-        SiteWorkflow(federation, dataclasses.replace(site, checkpoint_sha256="00ff"))
+        build_work(federation, dataclasses.replace(site, checkpoint_sha256="00ff"))
 
 
 def test_others_keep_their_loggers(federation: Federation, site: Site) -> None:
     other = logging.getLogger("a.hospital.of.its.own")
     root = list(logging.getLogger().handlers), logging.getLogger().level
-    SiteWorkflow(federation, site)
+    build_work(federation, site)
     assert not other.disabled
     assert (list(logging.getLogger().handlers), logging.getLogger().level) == root

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flap_nvflare.bundle.workflow import TRAIN_CONFIG, SiteWorkflow
+from flap_nvflare.bundle.workflow import TRAIN_CONFIG, build_work
 from flap_nvflare.settings import Federation, Site
 
 
@@ -47,14 +47,14 @@ def test_a_method_goes_on_from_files_to_the_same_bytes(
     federation: Federation, site: Site, tmp_path: Path, method: str
 ) -> None:
     settings = dataclasses.replace(federation, method=method)
-    whole = SiteWorkflow(settings, site)
+    whole = build_work(settings, site)
     fresh = whole.adapter()
     whole.train(0)
     sent = whole.adapter()
     assert any(not torch.equal(sent[name], fresh[name]) for name in sent)
     whole.save_state(tmp_path / "moments.safetensors")
     whole.train(1)
-    later = SiteWorkflow(settings, site)
+    later = build_work(settings, site)
     later.load_adapter(sent)
     later.load_state(tmp_path / "moments.safetensors", reset_factors=False)
     later.train(1)

@@ -51,11 +51,11 @@ def test_two_sites_make_every_artifact_and_equal_the_run_in_one_process(
     assert "Test Dice of the best adapter" in first.output()
 
     # The same federation without FLARE gives the same tensors, bit for bit.
-    from flap_nvflare.bundle.workflow import SiteWorkflow
+    from flap_nvflare.bundle.workflow import build_work
 
     federation = Federation(**SMALL)
     flows = {
-        name: SiteWorkflow(federation, Site(name, first.home / "demo_kits", state_dir=tmp_path))
+        name: build_work(federation, Site(name, first.home / "demo_kits", state_dir=tmp_path))
         for name in ("A", "B")
     }
     tensors = federate(flows, federation, tmp_path)
