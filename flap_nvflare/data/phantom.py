@@ -47,7 +47,8 @@ class PhantomSite:
 
     Attributes:
         train, test: number of cases.
-        phases: contrast phases of its scans, drawn evenly (see `anatomy.PHASES`).
+        phases: contrast phases of its scans, drawn evenly (see `anatomy.PHASES`). A small site
+            keeps to one protocol: its few training cases must show what its test cases do.
         contrast: share of the phase's contrast that arrives, 0 to 1.
         noise: deviation of the noise in HU.
         grain: correlation of the noise in pixels.
@@ -73,10 +74,8 @@ class PhantomSite:
 PHANTOM_SITES = {
     "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),
     "B": PhantomSite(5, 2, ("arterial",), 1.0, 17, 0.4, 12, 1.06, (2.35, 2.6), (4.0, 5.0), 0.85),
-    "C": PhantomSite(
-        4, 2, ("arterial", "venous"), 1.15, 9, 0.9, -8, 1.1, (2.3, 2.45), (4.0, 4.5), 1.0
-    ),
-    "D": PhantomSite(3, 2, ("late", "venous"), 0.8, 14, 0.8, 5, 0.95, (2.4, 2.6), (5.0, 6.0), 0.8),
+    "C": PhantomSite(4, 2, ("arterial",), 1.15, 9, 0.9, -8, 1.1, (2.3, 2.45), (4.0, 4.5), 1.0),
+    "D": PhantomSite(3, 2, ("venous",), 0.8, 14, 0.8, 5, 0.95, (2.4, 2.6), (5.0, 6.0), 0.8),
     "E": PhantomSite(5, 2, ("venous",), 0.75, 19, 0.5, 25, 0.92, (2.45, 2.6), (4.5, 6.0), 0.8),
     "F": PhantomSite(
         8, 3, ("arterial", "venous", "late"), 0.95, 14, 0.7, -15, 1.0, (2.3, 2.6), (3.5, 5.5), 0.85
