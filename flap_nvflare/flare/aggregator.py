@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -18,6 +15,7 @@ from flap_nvflare.aggregation import aggregate
 from flap_nvflare.aggregation.rule import Contribution
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.job import ServerJob, keep_best, server_job
+from flap_nvflare.flare.reports import read_report
 
 
 class QuorumError(RuntimeError):
@@ -103,7 +101,7 @@ class FlapAggregator(Aggregator):
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
             spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
             weight, sent_round = dxo.meta[messages.WEIGHT], dxo.meta[messages.ROUND]
-            report = _plain_report(dxo.meta.get(messages.REPORT, {}))
+            report = read_report(dxo.meta.get(messages.REPORT, {}))
         except (KeyError, TypeError, ValueError) as error:
             return Refusal(site, round_index, "", f"unreadable message: {error}")
         if site in self._contributions:
@@ -129,20 +127,3 @@ class FlapAggregator(Aggregator):
         if job.federation.cross_site == "all":
             for site, contribution in sorted(self._contributions.items()):
                 job.folder.save(f"sites/{site}", contribution.tensors, job.spec, round=round_index)
-
-
-def _plain_report(value: Any) -> dict[str, Any]:
-    """The site's figures with every number that JSON can't hold left out."""
-    if not isinstance(value, dict):
-        raise ValueError("the report is no mapping")
-    return {str(key): _plain(part) for key, part in value.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

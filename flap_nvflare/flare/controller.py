@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.client import Client
@@ -18,6 +17,7 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.finish import models_to_score, write_results
 from flap_nvflare.flare.job import ServerJob, open_job
+from flap_nvflare.flare.reports import read_scores
 
 
 class FlapController(ScatterAndGather):
@@ -51,6 +51,7 @@ class FlapController(ScatterAndGather):
         self.run_name = run_name
         self._job: ServerJob | None = None
         self._bytes_down = 0
+        self._models: tuple[str, ...] = ()
         self._scores: dict[str, dict[str, Any]] = {}
 
     @property
@@ -126,6 +127,7 @@ class FlapController(ScatterAndGather):
 
     def _score_models(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         models = models_to_score(self.job)
+        self._models = tuple(models)
         self.log_info(fl_ctx, f"cross-site evaluation of {', '.join(models)}")
         rounds = self.job.federation.rounds
         data = DXO(
@@ -159,9 +161,11 @@ class FlapController(ScatterAndGather):
         if code != ReturnCode.OK:
             self.log_error(fl_ctx, f"site {site} could not score the models: {code}")
             return
-        data = messages.read_dxo(result, DataKind.METRICS).data
-        if isinstance(data, Mapping):
-            self._scores[site] = dict(data)
+        try:
+            data = messages.read_dxo(result, DataKind.METRICS).data
+            self._scores[site] = read_scores(data, self._models, self.job.federation.class_names)
+        except ValueError as error:
+            self.log_error(fl_ctx, f"REFUSED scores of site {site}: {error}")
 
     def _note_missing(self, client: Client, fl_ctx: FLContext) -> None:
         if client.name not in self._scores:

@@ -120,10 +120,11 @@ class FlapExecutor(Executor):
         scores: dict[str, Any] = {}
         for name in sorted(dxo.data):
             self._load(workflow, dxo.data[name])
-            scores[name] = {"test": workflow.evaluate("test", should_stop).to_dict()}
-            if name == "last" and workflow.cases.validation:
-                scored = workflow.evaluate("validation", should_stop)
-                scores[name]["validation"] = scored.to_dict()
+            held_out = name == "last" and workflow.cases.validation
+            scores[name] = {
+                split: workflow.evaluate(split, should_stop).numbered().to_dict()
+                for split in (("test", "validation") if held_out else ("test",))
+            }
         return DXO(DataKind.METRICS, data=scores).to_shareable()
 
     def _submit_model(

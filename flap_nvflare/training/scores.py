@@ -9,7 +9,7 @@ mean over its cases for each class, then the mean of the classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Figures = tuple[float | None, ...]
@@ -83,6 +83,13 @@ class SiteScore:
             name: _mean(getattr(case, figure)[i] for case in self.cases if getattr(case, figure))
             for i, name in enumerate(self.class_names)
         }
+
+    def numbered(self) -> SiteScore:
+        """The same with the cases numbered from 1: no name of a case leaves a site."""
+        cases = tuple(
+            replace(case, case=str(number)) for number, case in enumerate(self.cases, start=1)
+        )
+        return replace(self, cases=cases)
 
     @property
     def dice(self) -> float | None:

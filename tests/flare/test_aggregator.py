@@ -81,6 +81,8 @@ HOSTILE = {
     "old round": (message("F", **{messages.ROUND: 0}), ""),
     "weight 1e12": (message("F", **{messages.WEIGHT: 1e12}), ""),
     "negative weight": (message("F", **{messages.WEIGHT: -1.0}), ""),
+    "false Dice": (message("F", **{messages.REPORT: {"dice": {"mean": 1e9}}}), ""),
+    "no report": (message("F", **{messages.REPORT: "fine"}), ""),
     "huge": (message("F", lambda data: data[A].fill_(1e30)), ""),
     "no DXO": (Shareable({"weights": 1}), ""),
     "metrics": (DXO(DataKind.METRICS, data={"a": 1}).to_shareable(), ""),

@@ -93,6 +93,7 @@ def test_trains_validates_and_submits_its_model(context: SiteContext) -> None:
     scores = messages.read_dxo(scored, DataKind.METRICS).data["last"]
     assert set(scores) == {"test", "validation"}
     assert set(scores["test"]["dice"]) == {"kidney", "tumour", "mean"}
+    assert [case["case"] for case in scores["test"]["cases"]] == ["1"]
 
 
 def test_an_unknown_task_is_said_to_be_unknown(context: SiteContext) -> None:

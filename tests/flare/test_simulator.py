@@ -37,7 +37,10 @@ def test_two_sites_make_every_artifact_and_equal_the_run_in_one_process(
     assert all(set(line["sites"]) == {"A", "B"} and not line["refused"] for line in rounds)
     assert rounds[1]["validation_dice_received"] is not None
 
-    _, spec, _ = load_update(run / "adapter_last.safetensors")
+    # The best adapter is the one with the best mean Dice on validation cases.
+    _, spec, chosen = load_update(run / "adapter_best.safetensors")
+    assert float(chosen["score"]) >= rounds[1]["validation_dice_received"]
+    assert int(chosen["rounds"]) in (1, 2)
     for line in rounds:
         for figures in line["sites"].values():
             assert abs(figures["bytes_up"] / spec.bytes - 1) < 0.05

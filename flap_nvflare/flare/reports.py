@@ -1,0 +1,88 @@
+"""What a site says of itself, read by a server that trusts nobody: figures, and nothing else.
+
+A report comes with every update, scores come at the end. Both are cut down to the fields that
+the server knows; a false type or a figure out of range makes the message unreadable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flap_nvflare.training.scores import SiteScore
+
+_NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
+
+
+def read_report(value: Any) -> dict[str, Any]:
+    """A site's figures of a round: numbers of `_NUMBERS`, `synthetic`, and Dice by class.
+
+    Raises:
+        ValueError: if a field is there and is not what its name says.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError("the report is no mapping")
+    report: dict[str, Any] = {}
+    for name in _NUMBERS:
+        if name in value:
+            report[name] = _number(value[name], name)
+    if "synthetic" in value:
+        if type(value["synthetic"]) is not bool:
+            raise ValueError("synthetic: no truth value")
+        report["synthetic"] = value["synthetic"]
+    dice = value.get("dice", {})
+    if not isinstance(dice, Mapping):
+        raise ValueError("dice: no mapping")
+    report["dice"] = {str(name)[:80]: _share(figure) for name, figure in dice.items()}
+    return report
+
+
+def read_scores(
+    value: Any, models: Collection[str], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """A site's scores of the models: by model and split, as `SiteScore.to_dict` gives them.
+
+    Summaries are worked out anew from the cases.
+
+    Raises:
+        ValueError: if a model or its test cases are missing, or a figure is none.
+    """
+    scores: dict[str, Any] = {}
+    for model in models:
+        try:
+            found = {
+                split: SiteScore.from_dict(value[model][split])
+                for split in ("test", "validation")
+                if split == "test" or split in value[model]
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"scores of model {model!r}: {type(error).__name__}") from error
+        for score in found.values():
+            _check(score, class_names)
+        scores[model] = {split: score.to_dict() for split, score in found.items()}
+    return scores
+
+
+def _check(score: SiteScore, class_names: tuple[str, ...]) -> None:
+    if score.class_names != class_names or not math.isfinite(score.seconds):
+        raise ValueError(f"scores of other classes than {class_names}")
+    for case in score.cases:
+        for figures in (case.dice, case.dice_paper):
+            if len(figures) != len(class_names):
+                raise ValueError(f"{len(figures)} figures of a case, expected {len(class_names)}")
+            for figure in figures:
+                _share(figure)
+
+
+def _number(value: Any, name: str) -> int | float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name}: no finite number")
+    number: int | float = value
+    return number
+
+
+def _share(value: Any) -> float | None:
+    if value is not None and not 0 <= _number(value, "dice") <= 1:
+        raise ValueError("dice: out of 0 to 1")
+    return None if value is None else float(value)

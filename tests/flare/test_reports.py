@@ -1,0 +1,86 @@
+"""Figures of sites: what is kept, and what makes a message unreadable."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+
+from flap_nvflare.flare.reports import read_report, read_scores
+from flap_nvflare.training.scores import CaseScore, SiteScore
+
+CLASSES = ("kidney", "tumour")
+REPORT = {
+    "dice": {"kidney": 0.5, "tumour": None, "mean": 0.5},
+    "loss": 0.3,
+    "steps": 7,
+    "slices": 50,
+    "cases": 2,
+    "seconds": 1.5,
+    "synthetic": True,
+}
+SCORE = SiteScore(
+    "A", "test", CLASSES, (CaseScore("case_00004", (0.5, None), (0.5, 1.0)),), 2.0
+).to_dict()
+
+
+def test_a_report_passes_without_what_the_server_does_not_know() -> None:
+    assert read_report({**REPORT, "patient": "Jane"}) == REPORT
+    assert read_report({}) == {"dice": {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dice": "high"},
+        {"dice": {"mean": 1e9}},
+        {"dice": {"mean": math.nan}},
+        {"dice": {"mean": "0.9"}},
+        {"dice": {"mean": True}},
+        {"loss": math.inf},
+        {"cases": [1]},
+        {"synthetic": "no"},
+    ],
+)
+def test_a_false_report_is_unreadable(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        read_report({**REPORT, **change})
+
+
+def test_a_report_that_is_no_mapping_is_unreadable() -> None:
+    with pytest.raises(ValueError, match="mapping"):
+        read_report([1])
+
+
+def test_scores_are_summed_up_anew() -> None:
+    boasting = copy.deepcopy(SCORE)
+    boasting["dice"]["mean"] = 1.0
+    read = read_scores({"last": {"test": boasting}, "extra": 1}, ["last"], CLASSES)
+    assert read == {"last": {"test": SCORE}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        {"last": {}},
+        {"last": {"test": "all well"}},
+        {"last": {"test": {**SCORE, "class_names": ["kidney"]}}},
+        {"last": {"test": {**SCORE, "cases": [{"case": "1", "dice": [2.0, 0.1]}]}}},
+        {"last": {"test": {**SCORE, "cases": [{"case": "1", "dice": ["a", 0.1]}]}}},
+        {"last": {"test": {**SCORE, "seconds": math.nan}}},
+        {"last": {"test": SCORE, "validation": {}}},
+    ],
+)
+def test_false_scores_are_unreadable(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"scores|figures|dice"):
+        read_scores(value, ["last"], CLASSES)
+
+
+def test_no_name_of_a_case_leaves_a_site() -> None:
+    score = SiteScore.from_dict(SCORE).numbered()
+    assert [case.case for case in score.cases] == ["1"]
+    assert score.by_class() == SiteScore.from_dict(SCORE).by_class()
