@@ -33,8 +33,3 @@ def test_the_dense_way_is_the_cut_of_the_mean_product() -> None:
     u, s, vh = torch.linalg.svd(exact_products(contributions)["layer.00"])
     expected = (u[:, :2] * s[:2]) @ vh[:2]
     torch.testing.assert_close(bench.dense_products(contributions)["layer.00"], expected)
-
-
-@pytest.mark.slow
-def test_qr_is_five_times_faster_at_full_size() -> None:
-    assert bench.measure(layers=4, repeats=2).ratio >= 5
