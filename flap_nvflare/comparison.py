@@ -71,7 +71,7 @@ def compare(
     unknown = [name for name in rows if name not in ROWS]
     if unknown:
         raise ValueError(f"row {unknown[0]!r} is not known; expected some of {tuple(ROWS)}")
-    sites = site_names(data_root)
+    sites, data = site_names(data_root), str(data_root.resolve())
     known = {(cell["row"], cell["seed"]): cell for cell in _read(results)}
     cells = []
     for seed in seeds:
@@ -79,14 +79,15 @@ def compare(
             federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
             cell = known.get((name, seed))
             if cell is None:
-                cell = {"row": name, **run(ROWS[name].mode, federation, data_root, sites).to_dict()}
+                outcome = run(ROWS[name].mode, federation, data_root, sites)
+                cell = {"row": name, "data": data, **outcome.to_dict()}
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
                 print(f"seed {seed}, {name}: {cell['mean']}", file=sys.stderr, flush=True)
-            elif cell["federation"] != federation.to_dict():
+            elif (cell["data"], cell["federation"]) != (data, federation.to_dict()):
                 raise ValueError(
-                    f"{results}: {name!r} with seed {seed} was made with other settings; name "
-                    f"another file"
+                    f"{results}: {name!r} with seed {seed} was made with other settings or data; "
+                    f"name another file"
                 )
             cells.append(cell)
     return cells

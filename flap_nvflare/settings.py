@@ -7,6 +7,7 @@ which rules exist is `aggregation`'s: here both are names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -259,5 +260,8 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         return tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(default, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML reads 8e-4 as text
+            return float(value)
     _require(type(value) is type(default), name, value, f"a value of type {type(default).__name__}")
     return value

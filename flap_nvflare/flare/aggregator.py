@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -38,15 +40,18 @@ class FlapAggregator(Aggregator):
         super().__init__()
         self.max_norm = max_norm
         self.max_weight = max_weight
+        self._limits = Limits(max_norm=max_norm, max_weight=max_weight)
         self._contributions: dict[str, Contribution] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Whether the update counts in the current round."""
         job = server_job(fl_ctx)
-        peer = fl_ctx.get_peer_context()
-        site = str(peer.get_identity_name()) if peer else "?"
+        site = str(fl_ctx.get_prop(messages.SENDER))
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        refusal = self._examine(shareable, site, round_index, job)
+        with self._lock:
+            refusal = self._examine(shareable, site, round_index, job)
         job.ledger.add(round_index, site, "up", messages.serialised_bytes(shareable))
         if refusal is not None:
             job.refused.append(refusal)
@@ -65,6 +70,8 @@ class FlapAggregator(Aggregator):
         """
         job = server_job(fl_ctx)
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        with self._lock:  # an answer after this one is too late
+            self._closed = True
         self._check_quorum(job, round_index)
         if round_index > 0:
             received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
@@ -82,7 +89,9 @@ class FlapAggregator(Aggregator):
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forgets the round's updates."""
-        self._contributions.clear()
+        with self._lock:
+            self._contributions.clear()
+            self._closed = False
 
     def _check_quorum(self, job: ServerJob, round_index: int) -> None:
         counted = sorted(self._contributions)
@@ -97,13 +106,15 @@ class FlapAggregator(Aggregator):
     def _examine(
         self, shareable: Shareable, site: str, round_index: int, job: ServerJob
     ) -> Refusal | None:
+        if self._closed:
+            return Refusal(site, round_index, "", "the round is closed: too late an answer")
         try:
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
             spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
             weight, sent_round = dxo.meta[messages.WEIGHT], dxo.meta[messages.ROUND]
-            report = read_report(dxo.meta.get(messages.REPORT, {}))
-        except (KeyError, TypeError, ValueError) as error:
-            return Refusal(site, round_index, "", f"unreadable message: {error}")
+            report = read_report(dxo.meta.get(messages.REPORT, {}), job.federation.class_names)
+        except Exception as error:  # what a peer sends may raise anything
+            return Refusal(site, round_index, "", f"unreadable message: {str(error)[:200]}")
         if site in self._contributions:
             return Refusal(site, round_index, "", "a second answer in the same round")
         refusal = check_update(
@@ -115,7 +126,7 @@ class FlapAggregator(Aggregator):
             weight=weight,
             expected=job.spec,
             frozen=job.frozen,
-            limits=Limits(max_norm=self.max_norm, max_weight=self.max_weight),
+            limits=self._limits,
         )
         if refusal is None:
             self._contributions[site] = Contribution(site, float(weight), dict(dxo.data))

@@ -73,7 +73,7 @@ def run_folder(job: str) -> tuple[Path, bool]:
         folder = runs / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=False)
         return folder, False
-    found = sorted(path for path in runs.glob("*") if path.is_dir())
+    found = sorted(path for path in runs.glob("*") if (path / "run.json").is_file())
     if wanted != "last":
         found = [path for path in found if path.name == wanted]
     if not found:

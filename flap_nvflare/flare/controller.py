@@ -15,8 +15,9 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from flap_nvflare.flare import messages
+from flap_nvflare.flare.aggregator import QuorumError
 from flap_nvflare.flare.finish import models_to_score, write_results
-from flap_nvflare.flare.job import ServerJob, open_job
+from flap_nvflare.flare.job import ServerJob, open_job, quorum_of
 from flap_nvflare.flare.reports import read_scores
 
 
@@ -64,12 +65,13 @@ class FlapController(ScatterAndGather):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Opens the job; a bad setting stops it with its message."""
         try:
-            job = self._job = open_job(fl_ctx, self.run_name, self.federation)
+            job = open_job(fl_ctx, self.run_name, self.federation)
+            sites = sorted(client.name for client in self._engine.get_clients())
+            job.quorum = quorum_of(job.federation, len(sites))
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
             return
-        federation = job.federation
-        job.quorum = federation.min_sites or max(1, len(self._engine.get_clients()))
+        self._job, federation = job, job.federation
         self._min_clients = job.quorum
         self._start_round = job.start_round
         self._num_rounds = federation.rounds - job.start_round
@@ -81,12 +83,15 @@ class FlapController(ScatterAndGather):
             fl_ctx,
             f"federation {job.run}: method {federation.method}, rank {federation.rank}, rule "
             f"{federation.rule}, {job.spec.parameters:,} parameters travel, rounds "
-            f"{job.start_round} to {federation.rounds - 1}; results in {job.folder.path}",
+            f"{job.start_round} to {federation.rounds - 1}, sites {', '.join(sites)} of which "
+            f"{job.quorum} must count; results in {job.folder.path}",
         )
         super().start_controller(fl_ctx)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The rounds, then the cross-site evaluation and the results."""
+        if self._job is None:  # FLARE comes here after the panic of a bad setting, too
+            return
         super().control_flow(abort_signal, fl_ctx)
         done = self._current_round == self.job.federation.rounds
         if not done or abort_signal.triggered:
@@ -105,6 +110,14 @@ class FlapController(ScatterAndGather):
         if event_type == AppEventType.ROUND_STARTED:
             self.job.begin_round()
             self._bytes_down = 0
+
+    def _accept_train_result(
+        self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
+    ) -> bool:
+        # The peer's own context holds whatever name the peer wrote there; this one is verified.
+        fl_ctx.set_prop(messages.SENDER, client_name, private=True, sticky=False)
+        accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+        return accepted
 
     def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         super()._prepare_train_task_data(client_task, fl_ctx)
@@ -142,6 +155,7 @@ class FlapController(ScatterAndGather):
             name=messages.VALIDATE,
             data=data,
             timeout=self.job.federation.train_timeout,
+            before_task_sent_cb=self._count_models,
             result_received_cb=self._receive_scores,
         )
         self.broadcast_and_wait(
@@ -153,18 +167,33 @@ class FlapController(ScatterAndGather):
         )
         for client in self._engine.get_clients():
             self._note_missing(client, fl_ctx)
+        if len(self._scores) < self.job.quorum:
+            raise QuorumError(
+                f"{len(self._scores)} sites scored the models ({', '.join(sorted(self._scores))}), "
+                f"{self.job.quorum} needed (setting min_sites); the adapters are in "
+                f"{self.job.folder.path}"
+            )
+
+    def _count_models(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        count = messages.serialised_bytes(client_task.task.data)
+        site = client_task.client.name
+        self.job.ledger.add(self.job.federation.rounds, site, "down", count)
 
     def _receive_scores(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         site, result = client_task.client.name, client_task.result
         client_task.result = None
+        count = messages.serialised_bytes(result)
+        self.job.ledger.add(self.job.federation.rounds, site, "up", count)
         code = result.get_return_code()
         if code != ReturnCode.OK:
             self.log_error(fl_ctx, f"site {site} could not score the models: {code}")
             return
         try:
             data = messages.read_dxo(result, DataKind.METRICS).data
-            self._scores[site] = read_scores(data, self._models, self.job.federation.class_names)
-        except ValueError as error:
+            self._scores[site] = read_scores(
+                data, site, self._models, self.job.federation.class_names
+            )
+        except Exception as error:  # whatever a site sends must not end the others' answers
             self.log_error(fl_ctx, f"REFUSED scores of site {site}: {error}")
 
     def _note_missing(self, client: Client, fl_ctx: FLContext) -> None:

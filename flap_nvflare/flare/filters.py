@@ -1,8 +1,8 @@
 """The DXO filter that lets only the tensors of the federation's method pass, both ways.
 
-A gate, not a sieve: a message with anything else is blocked whole, and what the filter does
-not understand is blocked as well. It works on names alone, so it needs no model and no
-message can talk it into another list.
+A gate, not a sieve: a message whose body holds anything else is blocked whole, and what the
+filter does not understand is blocked as well. It works on names alone, so it needs no model and
+no message can talk it into another list. Headers are FLARE's own and not looked at.
 """
 
 from __future__ import annotations

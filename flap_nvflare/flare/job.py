@@ -20,7 +20,7 @@ from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.aggregation.rule import Aggregate
 from flap_nvflare.flare.context import read_federation, run_folder
 from flap_nvflare.flare.run import BEST, LAST, RunFolder
-from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, Site
+from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, SettingsError, Site
 
 _JOB = "flap_server_job"
 
@@ -126,13 +126,27 @@ class ServerJob:
 def open_job(fl_ctx: FLContext, name: str, changes: Mapping[str, Any] | None) -> ServerJob:
     """Reads the settings, builds the first adapter or loads the last, and shares the job."""
     federation = read_federation(fl_ctx, changes)
-    path, resumed = run_folder(name)
     spec, frozen, tensors = _first_adapter(federation)
+    path, resumed = run_folder(name)
     job = ServerJob(federation, RunFolder(path), spec, frozen, tensors)
     if resumed:
         _go_on(job)
     fl_ctx.set_prop(_JOB, job, private=True, sticky=True)
     return job
+
+
+def quorum_of(federation: Federation, sites: int) -> int:
+    """Updates that must count for a round to stand, of `sites` sites.
+
+    Raises:
+        SettingsError: if `min_sites` asks for more sites than there are.
+    """
+    if federation.min_sites > sites:
+        raise SettingsError(
+            f"setting min_sites: {federation.min_sites} is more than the {sites} sites of this "
+            f"run; lower it or start more sites"
+        )
+    return federation.min_sites or max(1, sites)
 
 
 def server_job(fl_ctx: FLContext) -> ServerJob:
@@ -161,11 +175,14 @@ def keep_best(
     """
     if not scores:
         return False
-    score = sum(scores.values()) / len(scores)
     best = job.folder.load(BEST, job.spec)
-    if best is not None and best[1]["score"] >= score:
+    known = best[1].get("scores", {}) if best is not None else {}
+    shared = sorted(set(known) & set(scores))
+    # Only sites that scored both: a round without a hard site is no better for that.
+    if known and sum(scores[site] - known[site] for site in shared) <= 0:
         return False
-    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score)
+    score = sum(scores.values()) / len(scores)
+    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=dict(scores))
     return True
 
 
@@ -193,6 +210,11 @@ def _go_on(job: ServerJob) -> None:
         job.start_tensors = tensors
         job.start_round = int(extra["rounds"])
         job.turned = bool(extra["turned"])
+    if job.start_round > job.federation.rounds:
+        raise SettingsError(
+            f"{job.folder.path}: {job.start_round} rounds are finished, but setting rounds is "
+            f"{job.federation.rounds}; raise it or start a new run"
+        )
     rounds = job.folder.rounds()
     job.folder.cut_rounds(job.start_round)
     for line in rounds[: job.start_round]:

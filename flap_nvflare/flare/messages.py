@@ -26,6 +26,7 @@ TURNED = "flap_turned"  # header of a task: whether the last aggregation turned 
 SPEC = "flap_spec"  # DXO meta: UpdateSpec as a plain dict
 ROUND = "flap_round"  # DXO meta: round index, from 0
 WEIGHT = "flap_weight"  # DXO meta: the site's weight in the aggregate
+SENDER = "flap_sender"  # context: the site that FLARE verified as the sender of an answer
 REPORT = "flap_report"  # DXO meta: plain dict of a site's figures for the round
 
 

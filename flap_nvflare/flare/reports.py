@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flap_nvflare.training.scores import SiteScore
@@ -15,7 +16,7 @@ from flap_nvflare.training.scores import SiteScore
 _NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
 
 
-def read_report(value: Any) -> dict[str, Any]:
+def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
     """A site's figures of a round: numbers of `_NUMBERS`, `synthetic`, and Dice by class.
 
     Raises:
@@ -34,12 +35,14 @@ def read_report(value: Any) -> dict[str, Any]:
     dice = value.get("dice", {})
     if not isinstance(dice, Mapping):
         raise ValueError("dice: no mapping")
-    report["dice"] = {str(name)[:80]: _share(figure) for name, figure in dice.items()}
+    if not set(dice) <= {*class_names, "mean"}:
+        raise ValueError(f"dice: of other classes than {class_names}")
+    report["dice"] = {name: _share(figure) for name, figure in dice.items()}
     return report
 
 
 def read_scores(
-    value: Any, models: Collection[str], class_names: tuple[str, ...]
+    value: Any, site: str, models: Collection[str], class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """A site's scores of the models: by model and split, as `SiteScore.to_dict` gives them.
 
@@ -60,8 +63,19 @@ def read_scores(
             raise ValueError(f"scores of model {model!r}: {type(error).__name__}") from error
         for score in found.values():
             _check(score, class_names)
-        scores[model] = {split: score.to_dict() for split, score in found.items()}
+        scores[model] = {
+            split: _own(score, site, split).to_dict() for split, score in found.items()
+        }
     return scores
+
+
+def _own(score: SiteScore, site: str, split: str) -> SiteScore:
+    """With the server's own words for site and split, and without figures that it did not ask."""
+    cases = tuple(
+        replace(case, case=str(number), nsd=(), hd95=())
+        for number, case in enumerate(score.cases, start=1)
+    )
+    return replace(score, site=site, split=split, cases=cases)
 
 
 def _check(score: SiteScore, class_names: tuple[str, ...]) -> None:

@@ -29,6 +29,8 @@ class RunFolder:
 
     def adapter_path(self, name: str) -> Path:
         """File of the adapter `name`: `adapter_last`, `adapter_best` or `sites/<site>`."""
+        if ".." in Path(name).parts:
+            raise ValueError(f"adapter {name!r} would lie outside {self.path}")
         return self.path / f"{name}.safetensors"
 
     def save(

@@ -50,9 +50,11 @@ class Server:
         self.context.set_prop(AppConstants.GLOBAL_MODEL, {"weights": tensors(0)})
 
     def accept(self, site: str, message: Shareable) -> bool:
+        # What the message itself says of its sender does not count.
         peer = FLContext()
-        peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False)
+        peer.set_prop(ReservedKey.IDENTITY_NAME, "A", private=False)
         self.context.set_peer_context(peer)
+        self.context.set_prop(messages.SENDER, site, private=True, sticky=False)
         return self.aggregator.accept(message, self.context)
 
     def aggregate(self) -> dict[str, torch.Tensor]:

@@ -24,11 +24,12 @@ REPORT = {
 SCORE = SiteScore(
     "A", "test", CLASSES, (CaseScore("case_00004", (0.5, None), (0.5, 1.0)),), 2.0
 ).to_dict()
+NUMBERED = SiteScore.from_dict(SCORE).numbered().to_dict()
 
 
 def test_a_report_passes_without_what_the_server_does_not_know() -> None:
-    assert read_report({**REPORT, "patient": "Jane"}) == REPORT
-    assert read_report({}) == {"dice": {}}
+    assert read_report({**REPORT, "patient": "Jane"}, CLASSES) == REPORT
+    assert read_report({}, CLASSES) == {"dice": {}}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def test_a_report_passes_without_what_the_server_does_not_know() -> None:
         {"dice": {"mean": math.nan}},
         {"dice": {"mean": "0.9"}},
         {"dice": {"mean": True}},
+        {"dice": {"liver": 0.5}},
         {"loss": math.inf},
         {"cases": [1]},
         {"synthetic": "no"},
@@ -46,19 +48,21 @@ def test_a_report_passes_without_what_the_server_does_not_know() -> None:
 )
 def test_a_false_report_is_unreadable(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        read_report({**REPORT, **change})
+        read_report({**REPORT, **change}, CLASSES)
 
 
 def test_a_report_that_is_no_mapping_is_unreadable() -> None:
     with pytest.raises(ValueError, match="mapping"):
-        read_report([1])
+        read_report([1], CLASSES)
 
 
 def test_scores_are_summed_up_anew() -> None:
     boasting = copy.deepcopy(SCORE)
     boasting["dice"]["mean"] = 1.0
-    read = read_scores({"last": {"test": boasting}, "extra": 1}, ["last"], CLASSES)
-    assert read == {"last": {"test": SCORE}}
+    read = read_scores({"last": {"test": boasting}, "extra": 1}, "A", ["last"], CLASSES)
+    boasting["cases"][0]["nsd"] = [math.nan]
+    assert read == {"last": {"test": NUMBERED}}
+    assert read == read_scores({"last": {"test": boasting}}, "A", ["last"], CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_scores_are_summed_up_anew() -> None:
 )
 def test_false_scores_are_unreadable(value: Any) -> None:
     with pytest.raises(ValueError, match=r"scores|figures|dice"):
-        read_scores(value, ["last"], CLASSES)
+        read_scores(value, "A", ["last"], CLASSES)
 
 
 def test_no_name_of_a_case_leaves_a_site() -> None:
