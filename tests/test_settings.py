@@ -59,3 +59,9 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="absent"):
         Federation.load(tmp_path / "absent.yaml")
+
+
+def test_yamls_short_numbers_are_numbers() -> None:
+    assert Federation.from_dict({"learning_rate": "8e-4"}).learning_rate == 8e-4
+    with pytest.raises(SettingsError, match="learning_rate"):
+        Federation.from_dict({"learning_rate": "fast"})

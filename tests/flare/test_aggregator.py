@@ -17,9 +17,9 @@ from nvflare.app_common.app_constant import AppConstants
 from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import FlapAggregator, QuorumError
-from flap_nvflare.flare.job import _JOB, ServerJob
+from flap_nvflare.flare.job import _JOB, ServerJob, keep_best, quorum_of
 from flap_nvflare.flare.run import RunFolder
-from flap_nvflare.settings import Federation
+from flap_nvflare.settings import Federation, SettingsError
 
 SITES = "ABCDEF"
 A, B, HEAD, FROZEN = "x.q.lora_a", "x.q.lora_b", "mask_decoder.mask_tokens.weight", "x.weight"
@@ -145,3 +145,29 @@ def test_below_quorum_the_round_fails_and_names_who_counted(tmp_path: Path) -> N
 def test_no_updates_at_all_fail(tmp_path: Path) -> None:
     with pytest.raises(QuorumError, match="none"):
         Server(tmp_path / "run", quorum=1).aggregate()
+
+
+def test_an_answer_after_the_rounds_end_does_not_count(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run")
+    assert all(server.accept(site, message(site)) for site in "ABCDE")
+    server.aggregate()
+    assert not server.accept("F", message("F"))
+    assert "closed" in server.job.refused[-1].reason
+    server.aggregator.reset(server.context)
+    assert server.accept("F", message("F"))
+
+
+def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) -> None:
+    job = Server(tmp_path / "run").job
+    assert keep_best(job, tensors(1), 1, {"A": 0.8, "B": 0.3})
+    # Without the hard site B the mean is higher, the adapter is not better.
+    assert not keep_best(job, tensors(2), 2, {"A": 0.8})
+    assert not keep_best(job, tensors(2), 2, {})
+    assert keep_best(job, tensors(3), 3, {"A": 0.7, "B": 0.5})
+
+
+def test_min_sites_above_the_sites_there_are_is_refused() -> None:
+    assert quorum_of(Federation(), 6) == 6
+    assert quorum_of(Federation(min_sites=4), 6) == 4
+    with pytest.raises(SettingsError, match="min_sites: 7"):
+        quorum_of(Federation(min_sites=7), 6)
