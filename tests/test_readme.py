@@ -1,0 +1,48 @@
+"""What the README says that can be looked up: figures of a transfer, files, settings, commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flap_nvflare.sam.checkpoint import PACKAGED, file_sha256
+from flap_nvflare.sam.tuning import count
+from flap_nvflare.settings import Federation
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_methods_is_what_count_prints() -> None:
+    for row in count("vit_b", 224, 2, 32):
+        line = f"{row.method} | {row.parameters:,} | {row.bytes:,} | {row.reduction:.1f}"
+        assert line in README.replace("*", ""), row.method
+
+
+def test_every_file_it_links_to_is_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert all((ROOT / link).exists() for link in links)
+
+
+def test_every_module_and_test_it_runs_is_there() -> None:
+    modules = re.findall(r"python -m (flap_nvflare[.\w]*)", README)
+    paths = re.findall(r"pytest -m slow (tests/\S+\.py)", README)
+    assert modules
+    assert paths
+    for module in modules:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+    assert all((ROOT / path).is_file() for path in paths)
+
+
+def test_every_setting_it_changes_exists() -> None:
+    names = {
+        name for line in re.findall(r"--set (.+)", README) for name in re.findall(r"(\w+)=", line)
+    }
+    assert names
+    assert names <= set(Federation().to_dict())
+
+
+def test_the_weights_are_those_it_names() -> None:
+    assert file_sha256(PACKAGED) in README
+    assert PACKAGED.stat().st_size <= 4_000_000
