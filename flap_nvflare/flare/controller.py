@@ -151,6 +151,7 @@ class FlapController(ScatterAndGather):
             },
         ).to_shareable()
         self._address(data, rounds)
+        self._bytes_down = messages.serialised_bytes(data)
         task = Task(
             name=messages.VALIDATE,
             data=data,
@@ -175,9 +176,8 @@ class FlapController(ScatterAndGather):
             )
 
     def _count_models(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
-        count = messages.serialised_bytes(client_task.task.data)
-        site = client_task.client.name
-        self.job.ledger.add(self.job.federation.rounds, site, "down", count)
+        site, rounds = client_task.client.name, self.job.federation.rounds
+        self.job.ledger.add(rounds, site, "down", self._bytes_down)
 
     def _receive_scores(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         site, result = client_task.client.name, client_task.result

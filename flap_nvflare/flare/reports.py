@@ -71,10 +71,7 @@ def read_scores(
 
 def _own(score: SiteScore, site: str, split: str) -> SiteScore:
     """With the server's own words for site and split, and without figures that it did not ask."""
-    cases = tuple(
-        replace(case, case=str(number), nsd=(), hd95=())
-        for number, case in enumerate(score.cases, start=1)
-    )
+    cases = tuple(replace(case, nsd=(), hd95=()) for case in score.numbered().cases)
     return replace(score, site=site, split=split, cases=cases)
 
 
