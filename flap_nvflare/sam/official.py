@@ -25,6 +25,9 @@ def modelling() -> Any:
         ImportError: if segment-anything itself is not installed.
     """
     try:
+        # The package first: after somebody else's failed import (MONAI tries one), its
+        # submodules are still in sys.modules without it.
+        importlib.import_module(_PACKAGE)
         return importlib.import_module(f"{_PACKAGE}.modeling")
     except (ImportError, RuntimeError, OSError) as error:
         # RuntimeError and OSError: torchvision's compiled operators do not fit this torch.
@@ -44,15 +47,21 @@ def _past_init(cause: Exception) -> ModuleType:
         raise ImportError(
             f"{_PACKAGE} cannot be imported ({cause}); install it: pip install segment-anything"
         ) from cause
+    _forget()
     package = importlib.util.module_from_spec(spec)
     package.__getattr__ = _explain(cause)  # type: ignore[method-assign]
     sys.modules[_PACKAGE] = package
     try:
         return importlib.import_module(f"{_PACKAGE}.modeling")
     except BaseException:
-        for name in [n for n in sys.modules if n.split(".")[0] == _PACKAGE]:
-            del sys.modules[name]
+        _forget()
         raise
+
+
+def _forget() -> None:
+    """Takes every trace of a failed import out of `sys.modules`."""
+    for name in [n for n in sys.modules if n.split(".")[0] == _PACKAGE]:
+        del sys.modules[name]
 
 
 def _explain(cause: Exception) -> Any:

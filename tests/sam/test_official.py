@@ -64,6 +64,21 @@ def test_broken_torchvision_still_gives_the_model(tmp_path: Path) -> None:
     assert "vit_b" in lines[2]
 
 
+def test_an_earlier_failed_import_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = """
+    try:
+        import segment_anything
+    except RuntimeError:
+        pass
+    from flap_nvflare.sam import official
+    official.modelling()
+    from segment_anything import build_sam, modeling
+    print(build_sam.Sam is modeling.Sam is official.modelling().Sam)
+    """
+    done = _python(tmp_path, BROKEN, code)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 def test_missing_package_names_the_mend(tmp_path: Path) -> None:
     files = {"segment_anything/__init__.py": "raise ImportError('no')\n"}
     code = """
