@@ -65,8 +65,14 @@ class ServerJob:
         self.round_started = time.time()
 
     def validation_scores(self) -> dict[str, float]:
-        """Mean validation Dice by site of the adapter that the round's sites received."""
-        scores = {site: report.get("dice", {}).get("mean") for site, report in self.reports.items()}
+        """Mean validation Dice by site of the adapter that the round's sites received.
+
+        By the sites' names, not by arrival, so that sums and files are the same each time.
+        """
+        scores = {
+            site: report.get("dice", {}).get("mean")
+            for site, report in sorted(self.reports.items())
+        }
         return {site: float(score) for site, score in scores.items() if score is not None}
 
     @property
@@ -181,8 +187,9 @@ def keep_best(
     # Only sites that scored both: a round without a hard site is no better for that.
     if known and sum(scores[site] - known[site] for site in shared) <= 0:
         return False
-    score = sum(scores.values()) / len(scores)
-    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=dict(scores))
+    ordered = dict(sorted(scores.items()))
+    score = sum(ordered.values()) / len(ordered)
+    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=ordered)
     return True
 
 

@@ -18,7 +18,7 @@ from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import FlapAggregator, QuorumError
 from flap_nvflare.flare.job import _JOB, ServerJob, keep_best, quorum_of
-from flap_nvflare.flare.run import RunFolder
+from flap_nvflare.flare.run import BEST, RunFolder
 from flap_nvflare.settings import Federation, SettingsError
 
 SITES = "ABCDEF"
@@ -164,6 +164,16 @@ def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) ->
     assert not keep_best(job, tensors(2), 2, {"A": 0.8})
     assert not keep_best(job, tensors(2), 2, {})
     assert keep_best(job, tensors(3), 3, {"A": 0.7, "B": 0.5})
+
+
+def test_the_best_adapters_file_does_not_depend_on_who_answered_first(tmp_path: Path) -> None:
+    files = []
+    for name, sites in (("first", "AB"), ("second", "BA")):
+        job = Server(tmp_path / name).job
+        job.reports = {site: {"dice": {"mean": {"A": 0.8, "B": 0.3}[site]}} for site in sites}
+        assert keep_best(job, tensors(1), 1, job.validation_scores())
+        files.append(job.folder.adapter_path(BEST).read_bytes())
+    assert files[0] == files[1]
 
 
 def test_min_sites_above_the_sites_there_are_is_refused() -> None:
