@@ -8,11 +8,12 @@ and `v`; the decoder's `q_proj` and `v_proj` have one each (arXiv 2407.21739, se
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -65,18 +66,19 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), the base's output plus every slot's product."""
-        out = super().forward(x)
-        if len(self.slots) == 1 and next(iter(self.slots.values())) == (0, self.out_features):
-            return out + self._factors(next(iter(self.slots)))(x)
-        parts, row = [], 0
-        for name, (first, last) in self.slots.items():
-            if row < first:
-                parts.append(out[..., row:first])
-            parts.append(out[..., first:last] + self._factors(name)(x))
-            row = last
-        if row < self.out_features:
-            parts.append(out[..., row:])
-        return torch.cat(parts, dim=-1)
+        factors = [self._factors(name) for name in self.slots]
+        tensors = [self.weight, self.bias, *(f.lora_a for f in factors)]
+        tensors += [f.lora_b for f in factors]
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            x, *tensors = (None if t is None else t.to(dtype) for t in (x, *tensors))
+        weight, bias, *tensors = tensors
+        down, ups = torch.cat(tensors[: len(factors)]), tensors[len(factors) :]
+        out = _LoraProduct.apply(
+            x.reshape(-1, x.shape[-1]), weight, bias, down, tuple(self.slots.values()), *ups
+        )
+        return cast(Tensor, out).view(*x.shape[:-1], -1)
 
     def _factors(self, slot: str) -> LoraFactors:
         return cast(LoraFactors, self.get_submodule(slot))
@@ -89,6 +91,57 @@ class LoraLinear(nn.Linear):
             factors = self._factors(name)
             weight[first:last] += factors.lora_b @ factors.lora_a
         return weight
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = W x + b, y[slot] += B (A x), with one product for the A of all slots.
+
+    The slots are added where they belong: nothing is cut out or put together again. With
+    t = A x and s = B^T dy[slot], the gradients are dx = W^T dy + A^T s, dA = s x^T and
+    dB = dy[slot] t^T; W and b have theirs only if they train.
+
+    Args of `apply`: x (N, in), W (out, in), b (out) or None, all A (sum of r, in), the slots'
+    rows, then each slot's B.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        slots: tuple[tuple[int, int], ...],
+        *ups: Tensor,
+    ) -> Tensor:
+        out = functional.linear(x, weight, bias)
+        low = functional.linear(x, down)
+        for (first, last), up, part in zip(slots, ups, _split(low, ups), strict=True):
+            out[:, first:last].addmm_(part, up.mT)
+        ctx.slots = slots
+        ctx.save_for_backward(x, weight, down, low, *ups)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x, weight, down, low, *ups = ctx.saved_tensors
+        above = [gradient[:, first:last] for first, last in ctx.slots]
+        small = torch.cat([g @ up for g, up in zip(above, ups, strict=True)], dim=1)
+        wanted = ctx.needs_input_grad
+        parts = zip(above, _split(low, ups), strict=True)
+        return (
+            (gradient @ weight).addmm_(small, down) if wanted[0] else None,
+            gradient.mT @ x if wanted[1] else None,
+            gradient.sum(dim=0) if wanted[2] else None,
+            small.mT @ x,
+            None,
+            *(g.mT @ part for g, part in parts),
+        )
+
+
+def _split(low: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return low.split([up.shape[1] for up in ups], dim=1)
 
 
 def add_lora(image_encoder: nn.Module, mask_decoder: nn.Module, rank: int) -> None:

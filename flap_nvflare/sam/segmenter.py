@@ -22,6 +22,7 @@ from flap_nvflare.sam.backbone import (
 )
 from flap_nvflare.sam.checkpoint import PACKAGED, CheckpointError, fit_tables, read_checkpoint
 from flap_nvflare.sam.decode import decode
+from flap_nvflare.sam.encoder import ImageEncoder
 from flap_nvflare.sam.head import FRESH, build_class_decoder, reset_head
 from flap_nvflare.sam.lora import add_lora, reset_lora
 
@@ -38,7 +39,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, arch: Architecture, image_size: int, classes: int) -> None:
         super().__init__()
-        self.image_encoder = build_image_encoder(arch, image_size)
+        self.image_encoder = ImageEncoder(build_image_encoder(arch, image_size))
         self.prompt_encoder = build_prompt_encoder(arch, image_size)
         self.mask_decoder = build_class_decoder(arch, classes)
         self.image_size = image_size
