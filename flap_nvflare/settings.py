@@ -47,6 +47,8 @@ class Federation:
         class_names: foreground classes in label order (label 1 first).
         method: which parameters train and travel, one of `METHODS`.
         rank: rank of every low-rank adapter.
+        lora_blocks: the encoder's last blocks that have adapters; 0 for all. What comes before
+            them never changes, and is computed once for each slice.
         rule: how updates are aggregated: `svd` (the paper's) or `mean`.
         rounds: rounds of the federation.
         local_epochs: passes over the site's slices in a round.
@@ -80,6 +82,7 @@ class Federation:
     class_names: tuple[str, ...] = ("kidney", "tumour")
     method: str = "flap"
     rank: int = 8
+    lora_blocks: int = 0
     rule: str = "svd"
     rounds: int = 3
     local_epochs: int = 2
@@ -206,6 +209,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (16, 4096),
     "rank": (1, 1024),
+    "lora_blocks": (0, 32),
     "rounds": (1, 100_000),
     "local_epochs": (1, 1000),
     "batch_size": (1, 4096),
@@ -236,6 +240,8 @@ class Site:
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
         state_dir: folder for what must outlive a process (optimiser moments).
         synthetic: whether the scans are the demo's phantoms.
+        checkpointing, channels_last, compile: how the hardware runs the network, each `auto`,
+            `on` or `off`.
     """
 
     name: str
@@ -245,6 +251,9 @@ class Site:
     device: str = "auto"
     state_dir: Path | None = None
     synthetic: bool = False
+    checkpointing: str = "auto"
+    channels_last: str = "auto"
+    compile: str = "auto"
 
 
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:

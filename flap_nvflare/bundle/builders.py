@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,12 @@ from flap_nvflare.settings import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from flap_nvflare.sam.runtime import Runtime
     from flap_nvflare.sam.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
 
 
 def make_federation(profile: str = "auto", **values: Any) -> Federation:
@@ -34,6 +40,9 @@ def make_site(
     checkpoint: str | None = None,
     checkpoint_sha256: str = "",
     device: str = "auto",
+    checkpointing: str = "auto",
+    channels_last: str = "auto",
+    compile: str = "auto",
 ) -> Site:
     """A site's disk; what is None comes from the environment.
 
@@ -51,6 +60,9 @@ def make_site(
         checkpoint=str(checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")),
         checkpoint_sha256=str(checkpoint_sha256),
         device=str(device),
+        checkpointing=checkpointing,
+        channels_last=channels_last,
+        compile=compile,
     )
 
 
@@ -71,6 +83,7 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
         seed=federation.seed,
         checkpoint=site.checkpoint or None,
         base=federation.base,
+        lora_blocks=federation.lora_blocks,
     )
     pinned = site.checkpoint_sha256.lower()
     if pinned and network.base_sha256 != pinned:
@@ -80,3 +93,22 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
             f"file as checkpoint, or change checkpoint_sha256"
         )
     return network
+
+
+def make_runtime(
+    network: Segmenter, federation: Federation, site: Site, device: torch.device
+) -> Runtime:
+    """How the site's hardware runs the network, as chosen by the site; says so in the log."""
+    from flap_nvflare.sam.runtime import choose
+
+    runtime = choose(
+        network,
+        device,
+        federation.precision,
+        federation.batch_size,
+        checkpointing=site.checkpointing,
+        channels_last=site.channels_last,
+        compile=site.compile,
+    )
+    logger.info("site %s: the network runs on %s", site.name, runtime)
+    return runtime

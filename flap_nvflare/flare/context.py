@@ -25,6 +25,7 @@ HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
 SITE_FILE = "flap_site.yaml"
+_HARDWARE = ("checkpointing", "channels_last", "compile")
 
 
 def home() -> Path:
@@ -111,11 +112,13 @@ def read_site(fl_ctx: FLContext) -> Site:
         device=str(values.get("device") or "auto"),
         state_dir=Path(values.get("state_dir") or home() / "state"),
         synthetic=synthetic,
+        **{name: str(values[name]) for name in _HARDWARE if name in values},
     )
 
 
 def _read_site_file(path: Path) -> dict[str, Any]:
     allowed = {"data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site"}
+    allowed |= set(_HARDWARE)
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}
     if unknown:

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from flap_nvflare.sam.attention import EncoderAttention
+from flap_nvflare.sam.norm import ChannelNorm
 
 
 class EncoderBlock(nn.Module):
@@ -67,17 +67,3 @@ class ImageEncoder(nn.Module):
             else:
                 x = block(x)
         return x
-
-
-class ChannelNorm(nn.Module):
-    """segment_anything's `LayerNorm2d` with its weights, by torch's kernel of the layer norm."""
-
-    def __init__(self, stock: Any) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = stock.weight, stock.bias, stock.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W), normalised over C at every pixel."""
-        x = x.permute(0, 2, 3, 1)
-        x = functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)

@@ -19,6 +19,7 @@ from torch import nn
 
 from flap_nvflare.sam import official
 from flap_nvflare.sam.backbone import Architecture, build_mask_decoder, initialise
+from flap_nvflare.sam.norm import ChannelNorm
 
 # Weights of the class decoder that no checkpoint gives. 0, 1 and 3 of the up-scaler are SAM's.
 FRESH = re.compile(
@@ -40,7 +41,7 @@ def build_upscaler(arch: Architecture) -> nn.Sequential:
     for k in range(stages):
         layers.append(nn.ConvTranspose2d(widths[k], widths[k + 1], kernel_size=2, stride=2))
         if k < stages - 1:
-            layers.append(norm(widths[k + 1]))
+            layers.append(ChannelNorm(norm(widths[k + 1])))
         layers.append(nn.GELU())
     return nn.Sequential(*layers)
 

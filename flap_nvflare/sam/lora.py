@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from flap_nvflare.sam.encoder import ImageEncoder
 
 
 class LoraFactors(nn.Module):
@@ -144,16 +147,31 @@ def _split(low: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return low.split([up.shape[1] for up in ups], dim=1)
 
 
-def add_lora(image_encoder: nn.Module, mask_decoder: nn.Module, rank: int) -> None:
-    """Adapts q and v of every attention layer of the encoder and of the decoder, in place."""
+def add_lora(
+    image_encoder: ImageEncoder, mask_decoder: nn.Module, rank: int, last_blocks: int = 0
+) -> None:
+    """Adapts q and v of every attention layer of the encoder and of the decoder, in place.
+
+    Args:
+        image_encoder: the encoder.
+        mask_decoder: the decoder.
+        rank: rank of every pair of factors.
+        last_blocks: the encoder's last blocks that are adapted; 0 for all.
+
+    Raises:
+        ValueError: if the rank is not positive or there are fewer blocks.
+    """
     if rank < 1:
         raise ValueError(f"rank: {rank!r} is no positive number")
-    for module in image_encoder.modules():
-        qkv = getattr(module, "qkv", None)
-        if isinstance(qkv, nn.Linear):
-            width = qkv.out_features // 3
-            slots = {"q": (0, width), "v": (2 * width, 3 * width)}
-            module.qkv = LoraLinear(qkv, slots, rank)
+    blocks = list(image_encoder.blocks)
+    if not 0 <= last_blocks <= len(blocks):
+        raise ValueError(
+            f"lora_blocks: {last_blocks!r}; the encoder has {len(blocks)} blocks, give 0 for all"
+        )
+    for block in blocks[len(blocks) - (last_blocks or len(blocks)) :]:
+        qkv = block.attn.qkv
+        width = qkv.out_features // 3
+        block.attn.qkv = LoraLinear(qkv, {"q": (0, width), "v": (2 * width, 3 * width)}, rank)
     for module in mask_decoder.modules():
         for slot in ("q", "v"):
             projection = getattr(module, f"{slot}_proj", None)

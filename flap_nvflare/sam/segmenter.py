@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Segmenter(nn.Module):
         image_size: side S of the square input in pixels.
         classes: foreground classes, C.
         base_sha256: identity of the weights that training starts from.
+        channels_last: whether images are put into the channels-last layout.
     """
 
     def __init__(self, arch: Architecture, image_size: int, classes: int) -> None:
@@ -42,40 +44,84 @@ class Segmenter(nn.Module):
         self.image_encoder = ImageEncoder(build_image_encoder(arch, image_size))
         self.prompt_encoder = build_prompt_encoder(arch, image_size)
         self.mask_decoder = build_class_decoder(arch, classes)
+        self.arch = arch
         self.image_size = image_size
         self.classes = classes
         self.base_sha256 = ""
+        self.channels_last = False
+        self._positions: tuple[Any, Tensor] | None = None
+
+    @property
+    def frozen_blocks(self) -> int:
+        """Encoder blocks, from the first on, in which and before which nothing trains."""
+        encoder = self.image_encoder
+        if encoder.pos_embed.requires_grad or _trains(encoder.patch_embed):
+            return 0
+        blocks = list(encoder.blocks)
+        return next((k for k, block in enumerate(blocks) if _trains(block)), len(blocks))
+
+    @torch.no_grad()
+    def prefix(self, image: Tensor) -> Tensor:
+        """The tokens (N, grid, grid, width) after the frozen blocks; `forward` takes them, too."""
+        return self.image_encoder.prefix(self._checked(image), self.frozen_blocks)
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits of images.
 
         Args:
-            image: (N, 3, S, S), intensities of about zero mean and unit std.
+            image: (N, 3, S, S), intensities of about zero mean and unit std; or in their place
+                what `prefix` made of them.
 
         Returns:
             (N, C+1, S, S) float32 logits, background first; softmax over dimension 1.
         """
+        grid = self.arch.grid(self.image_size)
+        if image.shape[1:] == (grid, grid, self.arch.embed_dim):
+            embedding = self.image_encoder.rest(image, self.frozen_blocks)
+        else:
+            embedding = self.image_encoder(self._checked(image))
+        with torch.no_grad():  # without prompts a constant, too
+            dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        sparse = embedding.new_zeros(len(image), 0, embedding.shape[1])
+        masks, _, _ = decode(self.mask_decoder, embedding, self._place(), sparse, dense)
+        return masks.float()
+
+    def _checked(self, image: Tensor) -> Tensor:
         if image.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"image: shape {tuple(image.shape)}; expected (N, 3, {self.image_size}, "
                 f"{self.image_size})"
             )
-        embedding = self.image_encoder(image)
-        with torch.no_grad():  # without prompts these are constants
-            positions = self.prompt_encoder.get_dense_pe()
-            dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        sparse = embedding.new_zeros(len(image), 0, embedding.shape[1])
-        return decode(self.mask_decoder, embedding, positions, sparse, dense)[0].float()
+        return image.to(memory_format=torch.channels_last) if self.channels_last else image
+
+    def _place(self) -> Tensor:
+        """The dense positional encoding, (1, dim, grid, grid): made once."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        key = (id(matrix), matrix._version, matrix.device, matrix.dtype)
+        if self._positions is None or self._positions[0] != key:
+            # Outside inference mode, whose tensors training could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                self._positions = key, self.prompt_encoder.get_dense_pe()
+        return self._positions[1]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def blank_segmenter(
-    arch: str | Architecture, image_size: int, classes: int, rank: int, lora: bool
+    arch: str | Architecture,
+    image_size: int,
+    classes: int,
+    rank: int,
+    lora: bool,
+    lora_blocks: int = 0,
 ) -> Segmenter:
     """The network's modules without memory (torch's meta device), with adapters if `lora`."""
     with torch.device("meta"):
         model = Segmenter(architecture(arch), image_size, classes)
         if lora:
-            add_lora(model.image_encoder, model.mask_decoder, rank)
+            add_lora(model.image_encoder, model.mask_decoder, rank, lora_blocks)
     return model
 
 
@@ -88,6 +134,7 @@ def build_segmenter(
     seed: int,
     checkpoint: str | Path | None = None,
     base: str = "pretrained",
+    lora_blocks: int = 0,
 ) -> Segmenter:
     """Builds the network with its weights, ready to train under `method` (on the CPU).
 
@@ -101,6 +148,7 @@ def build_segmenter(
             of the base and of each other.
         checkpoint: official file; None or "" takes the packaged ViT-T.
         base: `pretrained`, or `random` to draw all weights from the seed.
+        lora_blocks: the encoder's last blocks that have adapters; 0 for all.
 
     Raises:
         CheckpointError: if the weights are missing, damaged or another model's.
@@ -109,7 +157,8 @@ def build_segmenter(
     sizes = architecture(arch)
     if base not in ("pretrained", "random"):
         raise ValueError(f"base: {base!r} is unknown; expected 'pretrained' or 'random'")
-    model = blank_segmenter(sizes, image_size, classes, rank, tuning.method_named(method).lora)
+    lora = tuning.method_named(method).lora
+    model = blank_segmenter(sizes, image_size, classes, rank, lora, lora_blocks)
     model.to_empty(device="cpu")
     if base == "random":
         initialise(model, _generator(seed, "base"))

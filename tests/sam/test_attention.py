@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flap_nvflare.sam import attention, official
 from flap_nvflare.sam.attention import EncoderAttention
-from flap_nvflare.sam.encoder import ChannelNorm, EncoderBlock
+from flap_nvflare.sam.encoder import EncoderBlock
 
 # Grid, window: whole windows, one window, padded at both ends, smaller than a window, global.
 GRIDS = [(6, 6, 3), (3, 3, 3), (5, 7, 3), (2, 2, 3), (4, 5, 0)]
@@ -114,12 +114,3 @@ def test_chunked_refuses_what_it_has_no_gradient_for() -> None:
     layer.qkv.bias.requires_grad_()
     with pytest.raises(ValueError, match="take 'auto'"):
         layer(torch.randn(1, 4, 4, 8, dtype=torch.float64))
-
-
-def test_channel_norm_is_layer_norm_2d() -> None:
-    stock = official.submodule("common").LayerNorm2d(6)
-    with torch.no_grad():
-        stock.weight.normal_()
-        stock.bias.normal_()
-    x = torch.randn(2, 6, 5, 4)
-    torch.testing.assert_close(ChannelNorm(stock)(x), stock(x))

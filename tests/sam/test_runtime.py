@@ -1,0 +1,76 @@
+"""What is chosen for the hardware, and that no choice changes the numbers beyond rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flap_nvflare.sam.backbone import Architecture
+from flap_nvflare.sam.memory import activation_bytes
+from flap_nvflare.sam.runtime import Runtime, choose, lower_frozen, place
+from flap_nvflare.sam.segmenter import Segmenter, build_segmenter
+
+CPU = torch.device("cpu")
+
+
+def network(arch: Architecture, method: str = "flap", size: int = 64) -> Segmenter:
+    return build_segmenter(arch, size, 2, method, 2, seed=0, base="random")
+
+
+def gradients(model: Segmenter, runtime: Runtime) -> dict[str, torch.Tensor]:
+    place(model, runtime)
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with runtime.autocast():
+        logits = model(image)
+    logits.square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, tiny: Architecture) -> None:
+    for has in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose(network(tiny), CPU, "auto", 4) == Runtime(CPU, bf16=has)
+        assert choose(network(tiny), CPU, "fp32", 4) == Runtime(CPU)
+
+
+def test_checkpointing_comes_on_where_memory_runs_out(tiny: Architecture) -> None:
+    model = network(tiny)
+    needed = activation_bytes(tiny, 64, 4, 2, bf16=False)
+    assert choose(model, CPU, "fp32", 4, memory_bytes=needed / 0.79).checkpointing is False
+    assert choose(model, CPU, "fp32", 4, memory_bytes=needed / 0.81).checkpointing is True
+    for wish in ("on", "off"):
+        found = choose(model, CPU, "fp32", 4, checkpointing=wish, memory_bytes=0)
+        assert found.checkpointing is (wish == "on")
+
+
+def test_a_wrong_choice_is_named(tiny: Architecture) -> None:
+    with pytest.raises(ValueError, match="compile: 'yes' is unknown"):
+        choose(network(tiny), CPU, "fp32", 4, compile="yes")
+
+
+def test_the_choice_is_told_in_words() -> None:
+    assert str(Runtime(CPU)) == "cpu, fp32"
+    text = str(Runtime(CPU, bf16=True, channels_last=True, checkpointing=True))
+    assert text == "cpu, bf16, checkpointing, channels-last"
+
+
+@pytest.mark.parametrize("option", ["checkpointing", "channels_last"])
+def test_options_leave_every_gradient(tiny: Architecture, option: str) -> None:
+    plain = gradients(network(tiny), Runtime(CPU))
+    other = gradients(network(tiny), Runtime(CPU, **{option: True}))
+    assert plain.keys() == other.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(other[name], gradient, msg=name)
+
+
+def test_lowered_weights_are_what_autocast_would_round_them_to(tiny: Architecture) -> None:
+    runtime = Runtime(CPU, bf16=True)
+    image = torch.randn(1, 3, 64, 64)
+    plain, lowered = network(tiny), network(tiny)
+    lower_frozen(lowered)
+    with runtime.autocast():
+        assert torch.equal(plain(image), lowered(image))
+    kinds = {p.dtype for p in lowered.parameters() if p.requires_grad}
+    assert kinds == {torch.float32}
+    assert lowered.image_encoder.blocks[0].mlp.lin1.weight.dtype == torch.bfloat16
