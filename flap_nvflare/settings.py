@@ -240,8 +240,8 @@ class Site:
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
         state_dir: folder for what must outlive a process (optimiser moments).
         synthetic: whether the scans are the demo's phantoms.
-        checkpointing, channels_last, compile: how the hardware runs the network, each `auto`,
-            `on` or `off`.
+        checkpointing, channels_last, packed, compile: how the hardware runs the network, each
+            `auto`, `on` or `off`.
     """
 
     name: str
@@ -253,6 +253,7 @@ class Site:
     synthetic: bool = False
     checkpointing: str = "auto"
     channels_last: str = "auto"
+    packed: str = "auto"
     compile: str = "auto"
 
 

@@ -42,6 +42,7 @@ def make_site(
     device: str = "auto",
     checkpointing: str = "auto",
     channels_last: str = "auto",
+    packed: str = "auto",
     compile: str = "auto",
 ) -> Site:
     """A site's disk; what is None comes from the environment.
@@ -62,6 +63,7 @@ def make_site(
         device=str(device),
         checkpointing=checkpointing,
         channels_last=channels_last,
+        packed=packed,
         compile=compile,
     )
 
@@ -108,6 +110,7 @@ def make_runtime(
         federation.batch_size,
         checkpointing=site.checkpointing,
         channels_last=site.channels_last,
+        packed=site.packed,
         compile=site.compile,
     )
     logger.info("site %s: the network runs on %s", site.name, runtime)

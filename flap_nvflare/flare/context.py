@@ -25,7 +25,7 @@ HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
 SITE_FILE = "flap_site.yaml"
-_HARDWARE = ("checkpointing", "channels_last", "compile")
+_HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
 
 
 def home() -> Path:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from flap_nvflare.sam.packed import Packed, product
+
 if TYPE_CHECKING:
     from flap_nvflare.sam.encoder import ImageEncoder
 
@@ -56,6 +58,7 @@ class LoraLinear(nn.Linear):
             base.in_features, base.out_features, bias=base.bias is not None, device="meta"
         )
         self.weight, self.bias = base.weight, base.bias
+        self.packed: Packed | None = None
         self.slots = dict(sorted(slots.items(), key=lambda item: item[1]))
         ends = [0]
         for name, (first, last) in self.slots.items():
@@ -77,9 +80,18 @@ class LoraLinear(nn.Linear):
             dtype = torch.get_autocast_dtype(kind)
             x, *tensors = (None if t is None else t.to(dtype) for t in (x, *tensors))
         weight, bias, *tensors = tensors
-        down, ups = torch.cat(tensors[: len(factors)]), tensors[len(factors) :]
+        rows = x.reshape(-1, x.shape[-1])
+        layouts = None
+        if self.packed is not None and weight is self.weight:
+            layouts = self.packed.of(weight, len(rows))
         out = _LoraProduct.apply(
-            x.reshape(-1, x.shape[-1]), weight, bias, down, tuple(self.slots.values()), *ups
+            rows,
+            weight,
+            bias,
+            layouts,
+            tuple(self.slots.values()),
+            torch.cat(tensors[: len(factors)]),
+            *tensors[len(factors) :],
         )
         return cast(Tensor, out).view(*x.shape[:-1], -1)
 
@@ -103,8 +115,8 @@ class _LoraProduct(torch.autograd.Function):
     t = A x and s = B^T dy[slot], the gradients are dx = W^T dy + A^T s, dA = s x^T and
     dB = dy[slot] t^T; W and b have theirs only if they train.
 
-    Args of `apply`: x (N, in), W (out, in), b (out) or None, all A (sum of r, in), the slots'
-    rows, then each slot's B.
+    Args of `apply`: x (N, in), W (out, in), b (out) or None, the layouts of a packed W or None,
+    the slots' rows, all A (sum of r, in), then each slot's B.
     """
 
     @staticmethod
@@ -113,15 +125,19 @@ class _LoraProduct(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        down: Tensor,
+        layouts: tuple[Tensor, Tensor] | None,
         slots: tuple[tuple[int, int], ...],
+        down: Tensor,
         *ups: Tensor,
     ) -> Tensor:
-        out = functional.linear(x, weight, bias)
+        if layouts is None:
+            out = functional.linear(x, weight, bias)
+        else:
+            out = product(x, layouts[0], bias)
         low = functional.linear(x, down)
         for (first, last), up, part in zip(slots, ups, _split(low, ups), strict=True):
             out[:, first:last].addmm_(part, up.mT)
-        ctx.slots = slots
+        ctx.slots, ctx.layouts = slots, layouts
         ctx.save_for_backward(x, weight, down, low, *ups)
         return out
 
@@ -132,13 +148,22 @@ class _LoraProduct(torch.autograd.Function):
         above = [gradient[:, first:last] for first, last in ctx.slots]
         small = torch.cat([g @ up for g, up in zip(above, ups, strict=True)], dim=1)
         wanted = ctx.needs_input_grad
+        inner = None
+        if wanted[0]:
+            inner = (
+                gradient @ weight
+                if ctx.layouts is None
+                else product(gradient, ctx.layouts[1], None)
+            )
+            inner.addmm_(small, down)
         parts = zip(above, _split(low, ups), strict=True)
         return (
-            (gradient @ weight).addmm_(small, down) if wanted[0] else None,
+            inner,
             gradient.mT @ x if wanted[1] else None,
             gradient.sum(dim=0) if wanted[2] else None,
-            small.mT @ x,
             None,
+            None,
+            small.mT @ x,
             *(g.mT @ part for g, part in parts),
         )
 
@@ -163,7 +188,7 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"rank: {rank!r} is no positive number")
-    blocks = list(image_encoder.blocks)
+    blocks: list[Any] = list(image_encoder.blocks)
     if not 0 <= last_blocks <= len(blocks):
         raise ValueError(
             f"lora_blocks: {last_blocks!r}; the encoder has {len(blocks)} blocks, give 0 for all"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flap_nvflare.sam.memory import activation_bytes
+from flap_nvflare.sam.packed import available, pack
 from flap_nvflare.sam.segmenter import Segmenter
 
 CHOICES = ("auto", "on", "off")
@@ -31,6 +32,7 @@ class Runtime:
         bf16: run under autocast to bfloat16, with frozen weights kept in it.
         checkpointing: make a block's activations again in the backward pass.
         channels_last: images and convolutions in the channels-last layout.
+        packed: frozen weights laid out for the processor, see `sam.packed`.
         compile: the forward pass through torch.compile.
     """
 
@@ -38,6 +40,7 @@ class Runtime:
     bf16: bool = False
     checkpointing: bool = False
     channels_last: bool = False
+    packed: bool = False
     compile: bool = False
 
     def autocast(self) -> torch.autocast:
@@ -60,21 +63,23 @@ def choose(
     batch: int,
     checkpointing: str = "auto",
     channels_last: str = "auto",
+    packed: str = "auto",
     compile: str = "auto",
     memory_bytes: float | None = None,
 ) -> Runtime:
     """Decides what is left to `auto`.
 
     bf16 where the device computes in it; checkpointing where a step's activations would take
-    more than 80 % of the free memory; channels-last on a GPU; the compiler nowhere, since its
-    minutes come back only in long runs.
+    more than 80 % of the free memory; channels-last on a GPU; packed weights on a CPU in float32,
+    where they gain most; the compiler nowhere, since its minutes come back only in long runs.
+    Nothing that changes a rounding depends on free memory: equal seeds give equal bytes.
 
     Args:
         network: the segmenter.
         device: where it will live.
         precision: `fp32`, `bf16` or `auto`.
         batch: images in a step.
-        checkpointing, channels_last, compile: `auto`, `on` or `off`.
+        checkpointing, channels_last, packed, compile: `auto`, `on` or `off`.
         memory_bytes: free memory; None asks the device.
 
     Raises:
@@ -83,6 +88,7 @@ def choose(
     for name, value in (
         ("checkpointing", checkpointing),
         ("channels_last", channels_last),
+        ("packed", packed),
         ("compile", compile),
     ):
         if value not in CHOICES:
@@ -103,6 +109,7 @@ def choose(
         bf16=bf16,
         checkpointing=_decided(checkpointing, needed > 0.8 * free),
         channels_last=_decided(channels_last, cuda),
+        packed=available() and _decided(packed, device.type == "cpu" and not bf16),
         compile=_decided(compile, False),
     )
 
@@ -122,6 +129,8 @@ def place(network: Segmenter, runtime: Runtime) -> Segmenter:
         lower_frozen(network)
     if runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if runtime.packed:
+        pack(network.image_encoder)
     network.channels_last = runtime.channels_last
     network.image_encoder.checkpointing = runtime.checkpointing
     return network

@@ -30,8 +30,8 @@ def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, tiny: Archit
     for has in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert choose(network(tiny), CPU, "auto", 4) == Runtime(CPU, bf16=has)
-        assert choose(network(tiny), CPU, "fp32", 4) == Runtime(CPU)
+        assert choose(network(tiny), CPU, "auto", 4) == Runtime(CPU, bf16=has, packed=not has)
+        assert choose(network(tiny), CPU, "fp32", 4) == Runtime(CPU, packed=True)
 
 
 def test_checkpointing_comes_on_where_memory_runs_out(tiny: Architecture) -> None:
@@ -55,7 +55,7 @@ def test_the_choice_is_told_in_words() -> None:
     assert text == "cpu, bf16, checkpointing, channels-last"
 
 
-@pytest.mark.parametrize("option", ["checkpointing", "channels_last"])
+@pytest.mark.parametrize("option", ["checkpointing", "channels_last", "packed"])
 def test_options_leave_every_gradient(tiny: Architecture, option: str) -> None:
     plain = gradients(network(tiny), Runtime(CPU))
     other = gradients(network(tiny), Runtime(CPU, **{option: True}))
