@@ -236,6 +236,11 @@ class Site:
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
         state_dir: folder for what must outlive a process (optimiser moments).
         synthetic: whether the scans are the demo's phantoms.
+        processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
+            in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
+
+    Raises:
+        SettingsError: if `processes` is no count, or several share a numbered device.
     """
 
     name: str
@@ -245,6 +250,21 @@ class Site:
     device: str = "auto"
     state_dir: Path | None = None
     synthetic: bool = False
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            type(self.processes) is int and 1 <= self.processes <= 1024,
+            "processes",
+            self.processes,
+            "a whole number from 1 to 1024",
+        )
+        _require(
+            self.processes == 1 or ":" not in self.device,
+            "device",
+            self.device,
+            f"cpu, cuda or auto where processes is {self.processes}: each has a GPU of its own",
+        )
 
 
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:
