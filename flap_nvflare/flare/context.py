@@ -111,11 +111,14 @@ def read_site(fl_ctx: FLContext) -> Site:
         device=str(values.get("device") or "auto"),
         state_dir=Path(values.get("state_dir") or home() / "state"),
         synthetic=synthetic,
+        processes=values.get("processes", 1),
     )
 
 
 def _read_site_file(path: Path) -> dict[str, Any]:
-    allowed = {"data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site"}
+    allowed = {
+        "data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site", "processes",
+    }  # fmt: skip
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}
     if unknown:
