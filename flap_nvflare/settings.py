@@ -29,6 +29,7 @@ METHODS = (
 )
 CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
+SWITCHES = ("auto", "on", "off")
 
 
 class SettingsError(ValueError):
@@ -242,6 +243,12 @@ class Site:
         synthetic: whether the scans are the demo's phantoms.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
             `auto`, `on` or `off`.
+        processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
+            in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
+
+    Raises:
+        SettingsError: if `processes` is no count, several share a numbered device, or a switch is
+            none of `SWITCHES`.
     """
 
     name: str
@@ -255,6 +262,24 @@ class Site:
     channels_last: str = "auto"
     packed: str = "auto"
     compile: str = "auto"
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            type(self.processes) is int and 1 <= self.processes <= 1024,
+            "processes",
+            self.processes,
+            "a whole number from 1 to 1024",
+        )
+        _require(
+            self.processes == 1 or ":" not in self.device,
+            "device",
+            self.device,
+            f"cpu, cuda or auto where processes is {self.processes}: each has a GPU of its own",
+        )
+        for name in ("checkpointing", "channels_last", "packed", "compile"):
+            value = getattr(self, name)
+            _require(value in SWITCHES, name, value, f"one of {SWITCHES}")
 
 
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flap_nvflare.settings import Federation, SettingsError
+from flap_nvflare.settings import Federation, SettingsError, Site
 
 JOB = Path(__file__).parents[1] / "jobs" / "fed_kits" / "app" / "config" / "federation.yaml"
 
@@ -36,6 +36,19 @@ def test_survives_a_round_trip() -> None:
 def test_a_bad_value_is_named(name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=name):
         Federation.from_dict({name: value})
+
+
+@pytest.mark.parametrize("processes", [0, -1, 2.0, "2", True, None, 10**6])
+def test_a_sites_processes_are_a_count(processes: object) -> None:
+    with pytest.raises(SettingsError, match=r"setting processes: .* a whole number from 1"):
+        Site("A", Path(), processes=processes)  # type: ignore[arg-type]
+
+
+def test_several_processes_share_no_numbered_gpu() -> None:
+    assert Site("A", Path(), device="cuda:1").processes == 1
+    assert Site("A", Path(), device="cuda", processes=2).processes == 2
+    with pytest.raises(SettingsError, match="setting device: 'cuda:1' is not allowed"):
+        Site("A", Path(), device="cuda:1", processes=2)
 
 
 def test_job_file_holds_the_defaults() -> None:

@@ -27,7 +27,8 @@ class Alone:
 
     The folder then holds `adapter_last.safetensors`, `adapter_best.safetensors` (best Dice
     on the validation cases; absent without any), `rounds.jsonl`, `scores.json` with the
-    scores on validation and test cases, and the moments to go on with.
+    scores on validation and test cases, and the moments to go on with. Of several processes
+    that train together all score, and the first alone writes and logs.
 
     Args:
         work: the site's parts.
@@ -64,7 +65,8 @@ class Alone:
             dice = score.dice
             if dice is not None and (best is None or dice > best):
                 best = dice
-                self._save(BEST, index)
+                if self.work.ranks.first:
+                    self._save(BEST, index)
             lines.append(
                 {
                     "round": index,
@@ -72,19 +74,8 @@ class Alone:
                     "dice": {**score.by_class(), "mean": dice},
                 }
             )
-            _write(self.folder / ROUNDS, "".join(json.dumps(line) + "\n" for line in lines))
-            # The last adapter names the round that counts, so it is written after all else.
-            self.work.save_state(self.folder / MOMENTS.format(index))
-            self._save(LAST, index)
-            (self.folder / MOMENTS.format(index - 1)).unlink(missing_ok=True)
-            logger.info(
-                "site %s, round %d of %d: loss %.4f, validation Dice %s",
-                self.work.site.name,
-                index + 1,
-                self.work.federation.rounds,
-                report.loss,
-                "none" if dice is None else f"{dice:.4f}",
-            )
+            if self.work.ranks.first:
+                self._keep(index, lines)
         return self._score("last", ("validation", "test"))
 
     def evaluate(self, adapter_file: str | Path, split: str) -> dict[str, Any]:
@@ -112,6 +103,23 @@ class Alone:
         done = int(self._load(self.folder / LAST)["round"])
         self.work.load_state(self.folder / MOMENTS.format(done), reset_factors=False)
         return lines[: done + 1]
+
+    def _keep(self, index: int, lines: list[dict[str, Any]]) -> None:
+        """Writes the round that has ended."""
+        _write(self.folder / ROUNDS, "".join(json.dumps(line) + "\n" for line in lines))
+        # The last adapter names the round that counts, so it is written after all else.
+        self.work.save_state(self.folder / MOMENTS.format(index))
+        self._save(LAST, index)
+        (self.folder / MOMENTS.format(index - 1)).unlink(missing_ok=True)
+        dice = lines[index]["dice"]["mean"]
+        logger.info(
+            "site %s, round %d of %d: loss %.4f, validation Dice %s",
+            self.work.site.name,
+            index + 1,
+            self.work.federation.rounds,
+            lines[index]["loss"],
+            "none" if dice is None else f"{dice:.4f}",
+        )
 
     def _load(self, path: Path) -> dict[str, str]:
         tensors, spec, extra = load_update(path)
@@ -141,10 +149,11 @@ class Alone:
             "base_sha256": self.work.network.base_sha256,
             **{split: score.to_dict() for split, score in scores.items()},
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / SCORES, json.dumps(values, indent=2) + "\n")
-        for split, score in scores.items():
-            logger.info("site %s, %s: Dice by class %s", score.site, split, score.by_class())
+        if self.work.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / SCORES, json.dumps(values, indent=2) + "\n")
+            for split, score in scores.items():
+                logger.info("site %s, %s: Dice by class %s", score.site, split, score.by_class())
         return values
 
 

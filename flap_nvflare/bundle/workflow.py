@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 TRAIN_CONFIG = CONFIGS / "train.yaml"
+MULTI_GPU_CONFIG = CONFIGS / "multi_gpu_train.yaml"
 METADATA = CONFIGS / "metadata.json"
 
 
-def build_work(federation: Federation, site: Site) -> SiteWork:
-    """The site's parts from `configs/train.yaml`, to train and score round by round.
+def build_work(
+    federation: Federation, site: Site, configs: Sequence[Path] = (TRAIN_CONFIG,)
+) -> SiteWork:
+    """The site's parts from the training config, to train and score round by round.
 
     The settings enter the parsed config as finished objects. None of their text passes
     through MONAI's parser, which would run a value that starts with `$` as Python.
@@ -27,6 +31,8 @@ def build_work(federation: Federation, site: Site) -> SiteWork:
     Args:
         federation: what all sites agree on.
         site: the site's disk. A name like `A+B` pools sites (the baseline without privacy).
+        configs: files of this package, each laid over those before it; with `MULTI_GPU_CONFIG`
+            last, the parts of one of several processes started by torchrun.
 
     Raises:
         SettingsError: if the base model is missing or is not the one the site accepts.
@@ -35,7 +41,7 @@ def build_work(federation: Federation, site: Site) -> SiteWork:
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    parser.read_config(str(TRAIN_CONFIG))
+    parser.read_config([str(config) for config in configs])
     parser["federation"] = federation
     parser["hospital"] = site
     try:

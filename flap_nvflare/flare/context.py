@@ -112,13 +112,20 @@ def read_site(fl_ctx: FLContext) -> Site:
         device=str(values.get("device") or "auto"),
         state_dir=Path(values.get("state_dir") or home() / "state"),
         synthetic=synthetic,
-        **{name: str(values[name]) for name in _HARDWARE if name in values},
+        **{name: _switch(values[name]) for name in _HARDWARE if name in values},
+        processes=values.get("processes", 1),
     )
 
 
+def _switch(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value))  # YAML reads a bare on as true
+
+
 def _read_site_file(path: Path) -> dict[str, Any]:
-    allowed = {"data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site"}
-    allowed |= set(_HARDWARE)
+    allowed = {
+        "data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site", "processes",
+        *_HARDWARE,
+    }  # fmt: skip
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}
     if unknown:

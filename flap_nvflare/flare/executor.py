@@ -22,7 +22,7 @@ from flap_nvflare.flare.context import read_site
 from flap_nvflare.settings import Federation, Site
 
 if TYPE_CHECKING:
-    from flap_nvflare.training.work import SiteWork
+    from flap_nvflare.training.work import SiteWork, TrainReport
 
 _KEPT_ROUNDS = 2
 
@@ -90,7 +90,8 @@ class FlapExecutor(Executor):
             )
         else:  # the first round, or this site missed the last one
             workflow.reset_state()
-        report = workflow.train(round_index, should_stop, self._progress(workflow, fl_ctx))
+        progress = self._progress(workflow, fl_ctx)
+        report = _train_round(workflow, round_index, state, should_stop, progress)
         tensors, spec = workflow.adapter(), workflow.spec()
         workflow.save_state(state / f"moments_{round_index}.safetensors")
         save_update(state / "adapter.safetensors", tensors, spec)
@@ -179,6 +180,21 @@ class FlapExecutor(Executor):
                 )
 
         return show
+
+
+def _train_round(
+    workflow: SiteWork,
+    round_index: int,
+    state: Path,
+    should_stop: Callable[[], bool],
+    progress: Callable[[dict[str, Any]], None],
+) -> TrainReport:
+    """The round in this process, or in as many as the site says."""
+    if workflow.site.processes == 1:
+        return workflow.train(round_index, should_stop, progress)
+    from flap_nvflare.flare.processes import train_in_processes
+
+    return train_in_processes(workflow, round_index, state, should_stop, progress)
 
 
 def _state_folder(site: Site, shareable: Shareable) -> Path:

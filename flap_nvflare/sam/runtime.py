@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from flap_nvflare.sam.memory import activation_bytes
 from flap_nvflare.sam.packed import available, pack
 from flap_nvflare.sam.segmenter import Segmenter
+from flap_nvflare.settings import SWITCHES
 
-CHOICES = ("auto", "on", "off")
 _LOWERED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -91,8 +91,8 @@ def choose(
         ("packed", packed),
         ("compile", compile),
     ):
-        if value not in CHOICES:
-            raise ValueError(f"{name}: {value!r} is unknown; expected one of {CHOICES}")
+        if value not in SWITCHES:
+            raise ValueError(f"{name}: {value!r} is unknown; expected one of {SWITCHES}")
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     cuda = device.type == "cuda"
     needed = activation_bytes(

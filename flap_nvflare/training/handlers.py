@@ -10,6 +10,7 @@ from monai.utils.enums import CommonKeys
 from torch.optim.lr_scheduler import LambdaLR
 
 from flap_nvflare.training.errors import Stopped, TrainingError
+from flap_nvflare.training.ranks import ONE_PROCESS, Ranks
 from flap_nvflare.training.schedule import RoundClock
 
 
@@ -43,18 +44,26 @@ class RateStart:
 class RoundWatch:
     """Ends the round when asked, refuses a loss that is no number, tells of every step.
 
+    Several processes that train together decide together, before any of them waits for the
+    others' gradients: all end at the same step if one of them is asked to, and all see the loss
+    of the whole batch, the mean of theirs weighed by their rows. Each scales its own loss so
+    that the mean of the gradients, which is all that DistributedDataParallel takes, is weighed
+    in the same way.
+
     Args:
         clock: where the site is in the federation, and who asks and listens.
         site: the site's name, for messages.
+        ranks: the processes that train together.
 
     Attributes:
         losses: the loss of every step of the round.
         stopped: whether the round was ended as asked.
     """
 
-    def __init__(self, clock: RoundClock, site: str) -> None:
+    def __init__(self, clock: RoundClock, site: str, ranks: Ranks = ONE_PROCESS) -> None:
         self.clock = clock
         self.site = site
+        self.ranks = ranks
         self.losses: list[float] = []
         self.stopped = False
 
@@ -70,7 +79,7 @@ class RoundWatch:
 
     def _ask(self, engine: Engine) -> None:
         # Terminated and not raised: ignite logs every exception as an error.
-        if self.clock.should_stop():
+        if self.ranks.any(self.clock.should_stop()):
             self.stopped = True
             engine.terminate()
 
@@ -84,7 +93,9 @@ class RoundWatch:
 
     def _check(self, engine: Engine) -> None:
         # Before the backward pass, so that neither weights nor moments take it in.
-        loss = float(engine.state.output[CommonKeys.LOSS].detach())
+        own = engine.state.output[CommonKeys.LOSS]
+        share = self.clock.shares[(engine.state.iteration - 1) % len(self.clock.shares)]
+        loss = self.ranks.total(float(own.detach()) * share)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"site {self.site}, round {self.clock.index}, step {engine.state.iteration} of "
@@ -92,6 +103,8 @@ class RoundWatch:
                 f"learning_rate, use precision fp32, or look for broken scans"
             )
         self.losses.append(loss)
+        if self.ranks.count > 1:
+            engine.state.output[CommonKeys.LOSS] = own * (share * self.ranks.count)
 
     def _tell(self, engine: Engine) -> None:
         if self.clock.progress is None:

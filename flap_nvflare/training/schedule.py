@@ -7,7 +7,7 @@ time, however many slices it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ class RoundClock:
         decay_power: exponent of the fall after it.
         index: the present round, from 0.
         steps: optimiser steps of the present round at this site.
+        shares: this process's share of the rows of each batch of an epoch; several processes
+            train one site only by `training.ranks`.
         should_stop: asked before every step; true ends the work.
         progress: told of every step, if anyone listens.
     """
@@ -50,6 +52,7 @@ class RoundClock:
     decay_power: float
     index: int = 0
     steps: int = 1
+    shares: Sequence[float] = (1.0,)
     should_stop: Callable[[], bool] = never
     progress: Callable[[dict[str, Any]], None] | None = None
 

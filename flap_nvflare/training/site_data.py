@@ -100,11 +100,20 @@ class SiteData:
             self._volumes[name, split] = tuple(volumes)
         return self._volumes[name, split]
 
-    def loader(self, round_index: int, should_stop: Callable[[], bool] = never) -> DataLoader:
-        """Batches of a round's training slices, the same for the same seed, site and round."""
+    def loader(
+        self,
+        round_index: int,
+        should_stop: Callable[[], bool] = never,
+        shard: tuple[int, int] = (0, 1),
+    ) -> DataLoader:
+        """Batches of a round's training slices, the same for the same seed, site and round.
+
+        `shard` (rank, count) takes one process's rows of every batch, see `RankBatches`.
+        """
         from torch.utils.data import ConcatDataset, DataLoader
 
         from flap_nvflare.data.slices import SliceDataset, foreground_sampler
+        from flap_nvflare.training.rank_batches import RankBatches
 
         settings = self.federation
         seed = derive_seed(settings.seed, self.site.name, round_index)
@@ -128,9 +137,8 @@ class SiteData:
             dataset, settings.foreground_fraction, derive_seed(seed, "sampler")
         )
         generator = torch.Generator().manual_seed(derive_seed(seed, "loader"))
-        return DataLoader(
-            dataset, batch_size=settings.batch_size, sampler=sampler, generator=generator
-        )
+        batches = RankBatches(sampler, settings.batch_size, *shard)
+        return DataLoader(dataset, batch_sampler=batches, generator=generator)
 
 
 class VolumeBatches:

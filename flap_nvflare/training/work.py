@@ -17,6 +17,7 @@ import torch
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.handlers import RoundWatch
 from flap_nvflare.training.moments import load_moments, save_moments
+from flap_nvflare.training.ranks import ONE_PROCESS, Ranks
 from flap_nvflare.training.schedule import RoundClock, never
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.seeds import derive_seed
@@ -70,6 +71,7 @@ class SiteWork:
             has its own, since an engine that an exception has ended cannot run again.
         evaluator: makes a MONAI evaluator of `val_data_loader` and `val_handlers`.
         data: the site's scans, not read yet.
+        ranks: the processes that train this site together, each with a `SiteWork` of its own.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class SiteWork:
         trainer: Callable[..., Any],
         evaluator: Callable[..., Any],
         data: SiteData,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         self.federation = federation
         self.site = site
@@ -95,6 +98,7 @@ class SiteWork:
         self.clock = clock
         self.watch = watch
         self.data = data
+        self.ranks = ranks
         self._new_trainer = trainer
         self._new_evaluator = evaluator
         self._set_threads()
@@ -148,6 +152,9 @@ class SiteWork:
     ) -> TrainReport:
         """Trains the round; weights and moments go on from where they are.
 
+        Of several processes each calls this with the same weights and moments, ends with the
+        same, and returns the same figures, those of the whole batches.
+
         Args:
             round_index: the round, from 0; sets the rate and all that is random.
             should_stop: asked before every step and every scan read.
@@ -164,10 +171,11 @@ class SiteWork:
                 f"round {round_index} is none of the federation's {self.federation.rounds}"
             )
         self._set_threads()
-        loader = self.data.loader(round_index, should_stop)
+        loader = self.data.loader(round_index, should_stop, (self.ranks.rank, self.ranks.count))
         torch.manual_seed(derive_seed(self.federation.seed, self.site.name, round_index, "step"))
         self.clock.index = round_index
         self.clock.steps = len(loader) * self.federation.local_epochs
+        self.clock.shares = loader.batch_sampler.shares  # type: ignore[union-attr]
         self.clock.should_stop, self.clock.progress = should_stop, progress
         started = time.perf_counter()
         self._new_trainer(train_data_loader=loader, epoch_length=len(loader)).run()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from flap_nvflare.sam.runtime import Runtime
 from flap_nvflare.training.errors import Stopped, TrainingError
 from flap_nvflare.training.handlers import RateStart, RoundWatch
 from flap_nvflare.training.inferer import AutocastInferer
+from flap_nvflare.training.ranks import Ranks
 from flap_nvflare.training.schedule import RoundClock
 from flap_nvflare.training.volume_scorer import VolumeScorer, native_masks
 
@@ -79,6 +81,47 @@ def test_stopping_ends_the_round_before_the_next_step(caplog: pytest.LogCaptureF
     bench.told.clear()
     bench.run()
     assert len(bench.told) == 4
+
+
+class TwoRanks(Ranks):
+    """This process and another, whose part of every sum is known."""
+
+    def total(self, value: float) -> float:
+        self.parts.append(value)
+        return value + self.other
+
+    parts: ClassVar[list[float]]
+    other: ClassVar[float]
+
+
+def test_a_process_weighs_its_loss_and_tells_of_the_whole_batch() -> None:
+    alone, bench = Bench(), Bench()
+    TwoRanks.parts, TwoRanks.other = [], 0.0
+    bench.watch.ranks = TwoRanks(rank=0, count=2)
+    bench.clock.shares = (0.25, 1.0)
+    gradients: dict[str, list[torch.Tensor]] = {"alone": [], "bench": []}
+    for name, one in (("alone", alone), ("bench", bench)):
+        one.network.weight.register_hook(gradients[name].append)
+        one.clock.should_stop = lambda one=one: len(one.told) == 2
+        with contextlib.suppress(Stopped):
+            one.run()
+    first = alone.watch.losses[0]
+    # Asked whether to stop, then the loss by its share: a quarter of the rows of the first batch.
+    assert TwoRanks.parts[:2] == [0.0, pytest.approx(first / 4)]
+    assert bench.watch.losses[0] == pytest.approx(first / 4)
+    # Half of it remains of two halves that the mean over two processes makes of it.
+    assert torch.allclose(gradients["bench"][0], gradients["alone"][0] * 0.25 * 2)
+
+
+def test_a_process_stops_with_another_and_refuses_its_loss() -> None:
+    bench = Bench()
+    TwoRanks.parts, TwoRanks.other = [], 1.0
+    bench.watch.ranks = TwoRanks(rank=0, count=2)
+    with pytest.raises(Stopped, match="after step 0 of 4"):
+        bench.run()
+    TwoRanks.other = float("nan")
+    with pytest.raises(TrainingError, match="step 1 of 4: the loss is nan"):
+        bench.run()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

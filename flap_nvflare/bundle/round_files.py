@@ -1,0 +1,166 @@
+"""A round of training handed to other processes: the folder through which it goes and returns.
+
+Tensors are safetensors, all else is JSON, every file is written whole or not at all. The
+asking process holds a lock in the folder: once it is free, nobody waits for the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from flap_nvflare.adapter.update import load_update, save_update, write_atomic
+from flap_nvflare.settings import Federation, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flap_nvflare.training.work import SiteWork, TrainReport
+
+_REQUEST = "request.json"
+_REPORT = "report.json"
+_FAILURE = "failure.json"
+_PROGRESS = "progress.jsonl"
+_LOCK = "asking.lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """How a process failed.
+
+    Attributes:
+        rank: the process, from 0.
+        what: its error, or the signal that ended it.
+        at: time stamp in seconds.
+    """
+
+    rank: int
+    what: str
+    at: float
+
+
+class RoundFolder:
+    """The files of one round.
+
+    Args:
+        path: the folder, on the site's own disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._told = 0
+
+    # ---- the asking side -----------------------------------------------------------------
+    def lock(self) -> FileLock:
+        """The lock to hold while waiting for the result; the kernel frees it with the process."""
+        return FileLock(self.path / _LOCK)
+
+    def ask(self, work: SiteWork, round_index: int) -> None:
+        """Writes where `work` stands: settings, adapter and moments."""
+        _save(work, self.path, "start")
+        site = dataclasses.asdict(work.site)
+        for name in ("data_root", "state_dir"):
+            site[name] = None if site[name] is None else str(site[name])
+        self._write(
+            _REQUEST, {"federation": work.federation.to_dict(), "site": site, "round": round_index}
+        )
+
+    def progress(self) -> Iterator[dict[str, Any]]:
+        """What the first process has told since the last call."""
+        path = self.path / _PROGRESS
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._told)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # still being written
+                self._told += len(line)
+                yield json.loads(line)
+
+    def take(self, work: SiteWork) -> TrainReport:
+        """Puts adapter and moments after the round into `work`.
+
+        Raises:
+            OSError, UpdateError, StateError or ValueError: if they are not there or do not fit.
+        """
+        from flap_nvflare.training.work import TrainReport
+
+        report = TrainReport(**json.loads((self.path / _REPORT).read_text(encoding="utf-8")))
+        _load(work, self.path, "end")
+        return report
+
+    # ---- the side that trains ------------------------------------------------------------
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the result any more."""
+        try:
+            with self.lock().acquire(timeout=0):
+                return True
+        except Timeout:
+            return False
+        except OSError:  # the folder has gone
+            return True
+
+    def request(self) -> tuple[Federation, Site, int]:
+        """Settings, site and round asked for."""
+        values = json.loads((self.path / _REQUEST).read_text(encoding="utf-8"))
+        site = values["site"]
+        site["data_root"] = Path(site["data_root"])
+        site["state_dir"] = site["state_dir"] and Path(site["state_dir"])
+        return Federation.from_dict(values["federation"]), Site(**site), int(values["round"])
+
+    def start(self, work: SiteWork) -> None:
+        """Puts adapter and moments before the round into `work`."""
+        _load(work, self.path, "start")
+
+    def tell(self, figures: dict[str, Any]) -> None:
+        """Adds a line to what `progress` reads."""
+        with (self.path / _PROGRESS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    def answer(self, work: SiteWork, report: TrainReport) -> None:
+        """Writes adapter and moments, then the report, which makes the result count."""
+        _save(work, self.path, "end")
+        self._write(_REPORT, report.to_dict())
+
+    # ---- failures ------------------------------------------------------------------------
+    def fail(self, rank: int, what: str) -> None:
+        """Keeps the error of one process."""
+        self._write(f"rank_{rank}_{_FAILURE}", {"rank": rank, "what": what, "at": time.time()})
+
+    def failures(self) -> list[Failure]:
+        """The errors that processes have kept, the first to fail first."""
+        found = [
+            Failure(**json.loads(path.read_text(encoding="utf-8")))
+            for path in self.path.glob(f"rank_*_{_FAILURE}")
+        ]
+        return sorted(found, key=lambda failure: failure.at)
+
+    def settle(self, failure: Failure) -> None:
+        """Names the failure that ended the round."""
+        self._write(_FAILURE, dataclasses.asdict(failure))
+
+    def settled(self) -> Failure | None:
+        """The failure that ended the round, if it is known."""
+        path = self.path / _FAILURE
+        return Failure(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        write_atomic(self.path / name, json.dumps(values).encode("utf-8"))
+
+
+def _save(work: SiteWork, folder: Path, when: str) -> None:
+    save_update(folder / f"{when}_adapter.safetensors", work.adapter(), work.spec())
+    work.save_state(folder / f"{when}_moments.safetensors")
+
+
+def _load(work: SiteWork, folder: Path, when: str) -> None:
+    tensors, _, _ = load_update(folder / f"{when}_adapter.safetensors")
+    work.load_adapter(tensors)
+    # The asking side has already dropped what a turned basis makes worthless.
+    work.load_state(folder / f"{when}_moments.safetensors", reset_factors=False)

@@ -1,0 +1,76 @@
+"""What torchrun starts in the tests: rounds of several settings, each with its files by rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from flap_nvflare.bundle.workflow import MULTI_GPU_CONFIG, TRAIN_CONFIG, build_work
+from flap_nvflare.settings import Federation, Site
+from flap_nvflare.training.errors import Stopped, TrainingError
+from flap_nvflare.training.work import SiteWork
+
+SETTINGS: dict[str, Any] = {
+    "base": "random",
+    "image_size": 32,
+    "rank": 2,
+    "rounds": 2,
+    "batch_size": 4,
+    "validation_fraction": 0.34,
+    "threads": 1,
+    "seed": 3,
+}
+CROSS_ENTROPY = {"dice_weight": 0.0, "batch_size": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "cross_entropy": CROSS_ENTROPY,
+    "again": CROSS_ENTROPY,
+    "default_loss": {},
+    "one_row": {"dice_weight": 0.0, "batch_size": 1},
+    "full": {"method": "full"},
+}
+
+
+def make(root: Path, **changes: Any) -> SiteWork:
+    federation = Federation.from_dict({**SETTINGS, **changes})
+    return build_work(federation, Site("A", root, device="cpu"), (TRAIN_CONFIG, MULTI_GPU_CONFIG))
+
+
+def main(root: Path, folder: Path) -> None:
+    told: dict[str, Any] = {}
+    for name, changes in CASES.items():
+        work = make(root, **changes)
+        told[name] = [work.train(index).to_dict() for index in range(2)]
+        told["threads"] = torch.get_num_threads()
+        save_file(work.adapter(), folder / f"{name}_{work.ranks.rank}.safetensors")
+
+    work = make(root)
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(work.ranks.rank)
+        return work.ranks.rank == 1 and len(asked) > 4  # three scans or so, then a step
+
+    try:
+        work.train(0, should_stop)
+    except Stopped as error:
+        told["stopped"] = str(error)
+
+    work = make(root)
+    if work.ranks.rank == 1:
+        nan = float("nan")
+        work.load_adapter({name: tensor * nan for name, tensor in work.adapter().items()})
+    try:
+        work.train(0)
+    except TrainingError as error:
+        told["nan"] = str(error)
+    (folder / f"told_{work.ranks.rank}.json").write_text(json.dumps(told), encoding="utf-8")
+    work.ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
