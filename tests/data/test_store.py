@@ -1,0 +1,91 @@
+"""The bounded folder: whole files, the longest unused leave first, a full disk ends no work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from flap_nvflare.data.store import Store
+
+
+def held(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_read_by_the_next_process(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "cache"
+    Store(folder, 100).write("ab", b"bytes")
+    assert Store(folder, 100).read("ab") == b"bytes"
+    assert Store(folder, 100).read("cd") is None
+    assert held(folder) == ["ab"]
+    Store(folder, 100).drop("ab")
+    assert held(folder) == []
+
+
+def test_only_the_owner_may_read(tmp_path: Path) -> None:
+    Store(tmp_path / "cache", 100).write("ab", b"bytes")
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "cache" / "ab").stat().st_mode) == 0o600
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    store = Store(None, 100)
+    store.write("ab", b"bytes")
+    store.drop("ab")
+    assert store.read("ab") is None
+
+
+def test_the_longest_unused_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old"), 1):
+        (tmp_path / name).write_bytes(b"x" * 30)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    store = Store(tmp_path, 100)
+    assert store.read("old") is not None  # now the newest
+    store.write("more", b"x" * 40)
+    assert held(tmp_path) == ["more", "new", "old"]
+
+
+def test_what_is_in_use_stays_and_the_bound_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path, 100)
+    with caplog.at_level(logging.WARNING):
+        for name in "abcd":
+            store.write(name, b"x" * 40)
+    assert held(tmp_path) == ["a", "b"]
+    (line,) = caplog.messages
+    assert "cache_gb" in line
+    Store(tmp_path, 100).write("e", b"x" * 40)  # a later process may take the place
+    assert held(tmp_path) == ["b", "e"]
+
+
+def test_a_full_disk_is_said_once_and_leaves_no_half_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path, 100)
+    store.write("ab", b"bytes")
+    # What is written beside the file goes to Linux's device that is always full.
+    (tmp_path / f".cd.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with caplog.at_level(logging.WARNING):
+        store.write("cd", b"bytes")
+        store.write("ef", b"bytes")
+    assert held(tmp_path) == ["ab"]
+    assert store.read("ab") == b"bytes"
+    (line,) = caplog.messages
+    assert "No space left on device" in line
+
+
+def test_a_folder_that_cannot_be_made_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    store = Store(tmp_path / "file" / "cache", 100)
+    with caplog.at_level(logging.WARNING):
+        store.write("ab", b"bytes")
+        store.write("cd", b"bytes")
+    assert store.read("ab") is None
+    assert len(caplog.messages) == 1
