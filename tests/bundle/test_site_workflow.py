@@ -197,13 +197,14 @@ def test_no_scan_is_read_before_it_is_needed(federation: Federation, tmp_path: P
 def test_each_scan_is_read_once(
     federation: Federation, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flap_nvflare.data import volume
+    from flap_nvflare.data import prepared, volume
 
     read: list[str] = []
     load = volume.load_volume
-    monkeypatch.setattr(
-        volume, "load_volume", lambda case, count: read.append(case.name) or load(case, count)
-    )
+    for module in (prepared, volume):
+        monkeypatch.setattr(
+            module, "load_volume", lambda case, count: read.append(case.name) or load(case, count)
+        )
     workflow = build_work(federation, site)
     workflow.train(0)
     assert read == [case.name for case in workflow.cases.train]
@@ -219,12 +220,13 @@ def test_pooled_sites_are_trained_as_one(federation: Federation, scans: Path) ->
     report = pooled.train(0)
     assert (report.cases, report.slices) == (4, 2 * 4 + 2 * 5)
     assert [case.case for case in pooled.evaluate("test").cases] == ["case_00003", "case_00007"]
-    windows = {volume.name: window for volume, window in pooled.data.volumes("test")}
+    cases = {case.name: case for case in pooled.data.prepared("test")}
     for name in ("A", "B"):
         alone = build_work(federation, Site(name, scans, device="cpu"))
-        ((volume, window),) = alone.data.volumes("test")
-        assert windows[volume.name] == window
-    assert len(set(windows.values())) == 2
+        (case,) = alone.data.prepared("test")
+        assert torch.equal(cases[case.name].images, case.images)
+        assert pooled.data.window(name) == alone.data.window(name)
+    assert pooled.data.window("A") != pooled.data.window("B")
 
 
 def test_text_of_the_settings_is_never_run(
