@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from tempfile import mkstemp
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +52,13 @@ class Store:
         """Keeps `data`, if there is room; says once if there is none."""
         if self._folder is None or not self._writes:
             return
-        beside = self._folder / f".{name}.{os.getpid()}.tmp"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._make_room(len(data)):
                 self._stop(f"holds no more than {self._limit / 1e9:g} GB (cache_gb)")
                 return
-            with os.fdopen(
-                os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
-            ) as f:
-                f.write(data)
-            _touch(beside)
-            beside.replace(self._folder / name)
+            _place(self._folder / name, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
             self._stop(f"cannot be written ({error.strerror})")
 
     def drop(self, name: str) -> None:
@@ -93,6 +86,19 @@ class Store:
     def _stop(self, why: str) -> None:
         self._writes = False
         logger.warning("the cache %s %s: the other scans stay in memory", self._folder, why)
+
+
+def _place(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, whole or not at all, for its owner's eyes."""
+    handle, beside = mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        _touch(Path(beside))
+        Path(beside).replace(path)
+    except OSError:
+        Path(beside).unlink(missing_ok=True)
+        raise
 
 
 def _touch(path: Path) -> None:

@@ -172,7 +172,8 @@ class SiteData:
     def _make_loader(self, should_stop: Callable[[], bool]) -> DataLoader:
         from torch.utils.data import ConcatDataset, DataLoader
 
-        from flap_nvflare.data.slices import SliceDataset, foreground_sampler
+        from flap_nvflare.data.draws import foreground_sampler
+        from flap_nvflare.data.slices import SliceDataset
 
         settings = self.federation
         datasets = [

@@ -83,6 +83,29 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(
     assert not same(adapters[0], adapters[2])
 
 
+def test_weights_and_views_reach_the_training_whatever_the_workers(
+    federation: Federation, site: Site
+) -> None:
+    results = []
+    for changes, workers in (
+        ({}, 0),
+        ({"loss_weighting": "importance"}, 0),
+        ({"loss_weighting": "importance"}, 2),
+        ({"augment_views": 1}, 0),
+        ({"augment_views": 1}, 2),
+    ):
+        settings = dataclasses.replace(federation, **changes)
+        workflow = build_work(settings, dataclasses.replace(site, workers=workers))
+        for index in (0, 1):
+            workflow.train(index)
+        results.append(workflow.adapter())
+    plain, weighted, weighted_too, fixed, fixed_too = results
+    assert same(weighted, weighted_too)
+    assert same(fixed, fixed_too)
+    assert not same(plain, weighted)
+    assert not same(plain, fixed)
+
+
 def test_going_on_from_files_equals_never_having_stopped(
     federation: Federation, site: Site, tmp_path: Path
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,20 +66,50 @@ def test_what_is_in_use_stays_and_the_bound_holds(
     assert held(tmp_path) == ["b", "e"]
 
 
+@pytest.fixture
+def four_bytes() -> Iterator[None]:
+    """No file may grow beyond four bytes, as if the disk were full after them."""
+    own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
+
+
+@pytest.mark.usefixtures("four_bytes")
 def test_a_full_disk_is_said_once_and_leaves_no_half_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path, 100)
-    store.write("ab", b"bytes")
-    # What is written beside the file goes to Linux's device that is always full.
-    (tmp_path / f".cd.{os.getpid()}.tmp").symlink_to("/dev/full")
+    store.write("ab", b"four")
     with caplog.at_level(logging.WARNING):
         store.write("cd", b"bytes")
-        store.write("ef", b"bytes")
+        store.write("ef", b"four")
     assert held(tmp_path) == ["ab"]
-    assert store.read("ab") == b"bytes"
+    assert store.read("ab") == b"four"
     (line,) = caplog.messages
-    assert "No space left on device" in line
+    assert "cannot be written (File too large)" in line
+
+
+def test_two_writers_and_a_reader_see_whole_files(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in (1, 2)]
+
+    def write(data: bytes) -> None:
+        store = Store(tmp_path, 10**6)
+        for _ in range(40):
+            store.write("ab", data)
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write, data) for data in contents]
+        store = Store(tmp_path, 10**6)
+        seen = {store.read("ab")}
+        while not all(writer.done() for writer in writers):
+            seen.add(store.read("ab"))
+        for writer in writers:
+            writer.result()
+        seen.add(store.read("ab"))
+    assert seen <= {None, *contents}
+    assert seen & set(contents)
+    assert held(tmp_path) == ["ab"]
 
 
 def test_a_folder_that_cannot_be_made_is_said_once(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceCELoss
 
-from flap_nvflare.data.slices import ForegroundSampler
+from flap_nvflare.data.draws import ForegroundSampler
 from flap_nvflare.training.loss import SliceLoss, prepare_batch
 
 
