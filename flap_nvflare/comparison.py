@@ -2,12 +2,14 @@
 
 Every cell is a row of `ROWS` with one seed, run by `experiment.run` and kept as one line of
 JSON in the file RESULTS, so a comparison that was cut off goes on where it stopped. The table
-gives the mean over the sites' test cases, then mean and deviation over the seeds.
+gives the mean over the sites' test cases, then mean and deviation over the seeds. With `--curve`
+a second table gives the Dice on validation cases after each round, with the seconds of training.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -55,6 +57,7 @@ def compare(
     seeds: Sequence[int],
     rows: Sequence[str],
     settings: Mapping[str, Any],
+    curve: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs every cell that `results` does not hold yet; returns the cells asked for.
 
@@ -64,6 +67,7 @@ def compare(
         seeds: seeds of the federations.
         rows: names out of `ROWS`.
         settings: changes to the federation's defaults that hold for every row.
+        curve: whether a cell holds the Dice of every round; one without it is run again.
 
     Raises:
         ValueError: on an unknown row, or if `results` holds a cell made with other settings.
@@ -78,13 +82,14 @@ def compare(
         for name in rows:
             federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
             cell = known.get((name, seed))
-            if cell is None:
-                outcome = run(ROWS[name].mode, federation, data_root, sites)
+            made_with = cell and (cell["data"], cell["federation"])
+            same = made_with == (data, federation.to_dict())
+            if cell is None or (same and curve and "history" not in cell):
+                outcome = run(ROWS[name].mode, federation, data_root, sites, curve=curve)
                 cell = {"row": name, "data": data, **outcome.to_dict()}
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(cell) + "\n")
+                _append(results, cell)
                 print(f"seed {seed}, {name}: {cell['mean']}", file=sys.stderr, flush=True)
-            elif (cell["data"], cell["federation"]) != (data, federation.to_dict()):
+            elif not same:
                 raise ValueError(
                     f"{results}: {name!r} with seed {seed} was made with other settings or data; "
                     f"name another file"
@@ -103,21 +108,59 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     for name in dict.fromkeys(cell["row"] for cell in cells):
         own = [cell for cell in cells if cell["row"] == name]
         figures = [_spread([cell["mean"][key] for cell in own]) for key in classes]
-        worst = _spread([min(site["mean"] for site in cell["sites"].values()) for cell in own])
+        worst = _spread([_worst(cell) for cell in own])
         size = f"{own[0]['parameters']:,}"
         lines.append("| " + " | ".join([name, size, *figures, worst, str(len(own))]) + " |")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+def curve_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Validation Dice in percent after each round and the seconds of training that it took.
+
+    Mean and deviation over the seeds; seconds are of this machine, the sites one after another.
+    """
+    lines = ["| run | round | seconds | validation Dice | seeds |", "|---|---:|---:|---:|---:|"]
+    for name in dict.fromkeys(cell["row"] for cell in cells):
+        own = [cell["history"] for cell in cells if cell["row"] == name]
+        for points in zip(*own, strict=True):
+            seconds = statistics.fmean(point["seconds"] for point in points)
+            dice = _spread([point["dice"]["mean"] for point in points])
+            shown = [name, str(points[0]["round"] + 1), f"{seconds:.1f}", dice, str(len(points))]
+            lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _worst(cell: Mapping[str, Any]) -> float | None:
+    """The lowest mean Dice of a site; sites without one are left out."""
+    known = [site["mean"] for site in cell["sites"].values() if site["mean"] is not None]
+    return min(known, default=None)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "none"
+    mean = f"{100 * statistics.fmean(known):.1f}"
+    return mean if len(known) < 2 else f"{mean} ± {100 * statistics.stdev(known):.1f}"
+
+
+def _append(results: Path, cell: Mapping[str, Any]) -> None:
+    """A line of its own, whatever a kill has left at the end of the file."""
+    known = results.read_bytes() if results.is_file() else b""
+    start = "\n" if known and not known.endswith(b"\n") else ""
+    with results.open("a", encoding="utf-8") as file:
+        file.write(start + json.dumps(cell) + "\n")
 
 
 def _read(results: Path) -> list[dict[str, Any]]:
+    """The whole lines; one that was cut off by a kill is left out, so its cell is run again."""
     if not results.is_file():
         return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    cells = []
+    for line in results.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            cells.append(json.loads(line))
+    return cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,13 +176,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings for every row"
     )
+    parser.add_argument(
+        "--curve", action="store_true", help="score every round on the validation cases as well"
+    )
     parsed = parser.parse_args(arguments)
     try:
         settings = {
             name: yaml.safe_load(value)
             for name, _, value in (text.partition("=") for text in parsed.set)
         }
-        print(table(compare(parsed.results, parsed.data, parsed.seeds, parsed.rows, settings)))
+        cells = compare(
+            parsed.results, parsed.data, parsed.seeds, parsed.rows, settings, parsed.curve
+        )
+        print(table(cells))
+        if parsed.curve:
+            print("\n" + curve_table(cells))
     except (ValueError, OSError) as error:
         print(f"comparison: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +31,9 @@ class Outcome:
         tensors: the last adapter by model: `federation`, `pooled`, or a site's name.
         scores: by site: the scores on its test cases of the adapter that is meant for it.
         seconds: wall-clock of the whole run.
+        history: with `curve`, for each round {round, seconds, dice}: wall-clock of training and
+            aggregation so far, all sites in turn, the first round's reading of the scans with
+            it, and the validation Dice by class and `mean`, mean over sites. Empty without.
     """
 
     mode: str
@@ -38,28 +41,81 @@ class Outcome:
     tensors: Mapping[str, Tensors]
     scores: Mapping[str, dict[str, Any]]
     seconds: float
+    history: Sequence[dict[str, Any]] = ()
 
-    def mean_dice(self, name: str = "mean") -> float:
-        """Mean over sites of class `name` or of the classes' mean; sites without are left out."""
-        values = [score["dice"].get(name) for score in self.scores.values()]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known)
+    def mean_dice(self, name: str = "mean") -> float | None:
+        """Mean over sites of class `name` or of the classes' mean; sites without are left out.
+
+        None if no site has one.
+        """
+        return _site_mean(self.scores.values(), name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without tensors."""
-        return {
+        values: dict[str, Any] = {
             "mode": self.mode,
             "method": self.federation.method,
             "seed": self.federation.seed,
             "parameters": sum(t.numel() for t in next(iter(self.tensors.values())).values()),
             "seconds": round(self.seconds, 1),
-            "mean": {
-                name: round(self.mean_dice(name), 4)
-                for name in (*self.federation.class_names, "mean")
-            },
+            "mean": _site_means(self.scores.values(), self.federation),
             "sites": {site: score["dice"] for site, score in self.scores.items()},
             "federation": self.federation.to_dict(),
         }
+        return {**values, "history": list(self.history)} if self.history else values
+
+
+class Curve:
+    """Validation Dice against seconds of training, round by round.
+
+    Args:
+        flows: the sites' workflows by name, on whose validation cases the adapters are scored.
+    """
+
+    def __init__(self, flows: Mapping[str, Any]) -> None:
+        self._flows = flows
+        self._spent: dict[int, float] = {}
+        self._scores: dict[int, dict[str, dict[str, Any]]] = {}
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Training begins or goes on: what was done since the last `mark` does not count."""
+        self._since = time.perf_counter()
+
+    def mark(self, round_index: int, tensors: Tensors, sites: Sequence[str]) -> None:
+        """Ends a round's training of `sites`, scores its adapter there, and starts again."""
+        spent = time.perf_counter() - self._since
+        self._spent[round_index] = self._spent.get(round_index, 0.0) + spent
+        scores = self._scores.setdefault(round_index, {})
+        for name in sites:
+            self._flows[name].load_adapter(tensors)
+            scores[name] = self._flows[name].evaluate("validation").to_dict()
+        self.start()
+
+    def history(self, federation: Federation) -> list[dict[str, Any]]:
+        """One {round, seconds, dice} a round; see `Outcome.history`."""
+        lines, seconds = [], 0.0
+        for round_index in sorted(self._spent):
+            seconds += self._spent[round_index]
+            dice = _site_means(self._scores[round_index].values(), federation)
+            lines.append({"round": round_index, "seconds": round(seconds, 3), "dice": dice})
+        return lines
+
+
+def _site_means(
+    scores: Iterable[Mapping[str, Any]], federation: Federation
+) -> dict[str, float | None]:
+    scores, means = list(scores), {}
+    for name in (*federation.class_names, "mean"):
+        mean = _site_mean(scores, name)
+        means[name] = None if mean is None else round(mean, 4)
+    return means
+
+
+def _site_mean(scores: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    values = [score["dice"].get(name) for score in scores]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def run(
@@ -68,6 +124,7 @@ def run(
     data_root: Path,
     sites: Sequence[str],
     progress: Callable[[str], None] = lambda text: None,
+    curve: bool = False,
 ) -> Outcome:
     """Trains in one of three modes and scores on every site's test cases.
 
@@ -78,6 +135,7 @@ def run(
         data_root: folder in the layout of KiTS19.
         sites: names of the sites.
         progress: called with a line of text now and then.
+        curve: score the validation cases after every round, for `Outcome.history`.
 
     Raises:
         ValueError: on an unknown mode.
@@ -90,20 +148,26 @@ def run(
             name: build_work(federation, Site(name, data_root, state_dir=Path(folder)))
             for name in sites
         }
+        track = Curve(flows) if curve else None
         if mode == "federated":
-            models = {"federation": federate(flows, federation, Path(folder), progress)}
+            models = {"federation": federate(flows, federation, Path(folder), progress, track)}
         elif mode == "alone":
-            models = {name: _train_through(flow, progress) for name, flow in flows.items()}
+            models = {
+                name: _train_through(flow, progress, track, (name,)) for name, flow in flows.items()
+            }
         elif mode == "pooled":
-            pooled = build_work(federation, Site("+".join(sites), data_root))
-            models = {"pooled": _train_through(pooled, progress)}
+            joined = Site("+".join(sites), data_root, state_dir=Path(folder))
+            pooled = build_work(federation, joined)
+            models = {"pooled": _train_through(pooled, progress, track, sites)}
         else:
             raise ValueError(f"mode {mode!r} is not known; expected one of {MODES}")
         scores = {}
         for name, flow in flows.items():
             flow.load_adapter(models[name] if mode == "alone" else next(iter(models.values())))
             scores[name] = flow.evaluate("test").to_dict()
-    return Outcome(mode, federation, models, scores, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    history = [] if track is None else track.history(federation)
+    return Outcome(mode, federation, models, scores, seconds, history)
 
 
 def federate(
@@ -111,15 +175,19 @@ def federate(
     federation: Federation,
     folder: Path,
     progress: Callable[[str], None] = lambda text: None,
+    curve: Curve | None = None,
 ) -> Tensors:
     """All rounds over the sites' workflows; returns the last adapter.
 
-    Optimiser moments go through files, as they do under FLARE.
+    With `curve` the adapter of every round is scored on the sites' validation cases. Optimiser
+    moments go through files, as they do under FLARE.
     """
     from flap_nvflare.aggregation import aggregate
     from flap_nvflare.aggregation.rule import Contribution
 
     tensors, turned = next(iter(flows.values())).adapter(), False
+    if curve is not None:
+        curve.start()
     for round_index in range(federation.rounds):
         contributions = []
         for name, flow in flows.items():
@@ -136,11 +204,20 @@ def federate(
             progress(f"round {round_index + 1} site {name} loss {report.loss:.4f}")
         result = aggregate(federation.rule, contributions)
         tensors, turned = dict(result.tensors), result.turned
+        if curve is not None:
+            curve.mark(round_index, tensors, tuple(flows))
     return tensors
 
 
-def _train_through(flow: Any, progress: Callable[[str], None]) -> Tensors:
+def _train_through(
+    flow: Any, progress: Callable[[str], None], curve: Curve | None, sites: Sequence[str]
+) -> Tensors:
+    """All rounds of one workflow, scored on the validation cases of `sites`."""
+    if curve is not None:
+        curve.start()
     for round_index in range(flow.federation.rounds):
         report = flow.train(round_index)
         progress(f"round {round_index + 1} site {flow.site.name} loss {report.loss:.4f}")
+        if curve is not None:
+            curve.mark(round_index, flow.adapter(), sites)
     return flow.adapter()

@@ -60,9 +60,14 @@ class Federation:
         decay_power: p of the factor (1 - t / T)^p after the warm-up.
         dice_weight: weight of the soft Dice loss; cross entropy has the rest.
         foreground_fraction: expected share of drawn training slices that show a foreground class.
+        loss_weighting: `none` (the loss of the slices as they are drawn) or `importance` (each
+            slice counts by its uniform probability over the one it is drawn with, so that the
+            expected loss is that of all the site's slices alike).
         channels: `repeat` (the paper: one slice three times) or `neighbours` (slice below,
             slice, slice above).
         augment: random flips, small affine maps and intensity changes while training.
+        augment_views: 0 for a fresh random change at every draw; n for n fixed changed views of
+            each slice, the same in all rounds, of which the draw takes one.
         validation_fraction: share of a site's training cases held out to choose the best round.
         weight_by: a site's weight in the aggregate: `cases`, `slices` or `equal`.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware computes in it).
@@ -94,8 +99,10 @@ class Federation:
     decay_power: float = 0.9
     dice_weight: float = 0.8
     foreground_fraction: float = 0.7
+    loss_weighting: str = "none"
     channels: str = "repeat"
     augment: bool = True
+    augment_views: int = 0
     validation_fraction: float = 0.25
     weight_by: str = "cases"
     precision: str = "fp32"
@@ -117,6 +124,14 @@ class Federation:
             "class_names",
             self.class_names,
             "a list of at least one name",
+        )
+
+        _require(
+            self.loss_weighting == "none" or 0.0 < self.foreground_fraction < 1.0,
+            "foreground_fraction",
+            self.foreground_fraction,
+            "a number between 0 and 1 with loss_weighting 'importance': what is never drawn has "
+            "no weight",
         )
 
     @property
@@ -202,6 +217,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "base": ("pretrained", "random"),
     "method": METHODS,
     "rule": ("mean", "svd"),
+    "loss_weighting": ("none", "importance"),
     "channels": ("repeat", "neighbours"),
     "weight_by": ("cases", "slices", "equal"),
     "precision": ("auto", "fp32", "bf16"),
@@ -220,6 +236,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decay_power": (0.0, 20.0),
     "dice_weight": (0.0, 1.0),
     "foreground_fraction": (0.0, 1.0),
+    "augment_views": (0, 10_000),
     "validation_fraction": (0.0, 0.9),
     "threads": (1, 1024),
     "seed": (0, 2**31 - 1),
@@ -239,16 +256,20 @@ class Site:
         checkpoint: official SAM file; empty for the packaged ViT-T or random weights.
         checkpoint_sha256: the only base accepted; empty accepts any.
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
-        state_dir: folder for what must outlive a process (optimiser moments).
+        state_dir: folder for what must outlive a process: optimiser moments, and in `cache` the
+            prepared scans.
         synthetic: whether the scans are the demo's phantoms.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
             `auto`, `on` or `off`.
         processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
             in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
+        cache_gb: bound of the folder of prepared scans in 10^9 bytes, 0 to keep none. A case
+            takes 5 bytes for each slice and pixel of `image_size`: 50 MB for 200 slices at 224.
+        workers: processes that change slices while the network trains; 0 does it in between.
 
     Raises:
-        SettingsError: if `processes` is no count, several share a numbered device, or a switch is
-            none of `SWITCHES`.
+        SettingsError: if a count is out of range, several processes share a numbered device, or a
+            switch is none of `SWITCHES`.
     """
 
     name: str
@@ -263,6 +284,8 @@ class Site:
     packed: str = "auto"
     compile: str = "auto"
     processes: int = 1
+    cache_gb: float = 20.0
+    workers: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -280,6 +303,9 @@ class Site:
         for name in ("checkpointing", "channels_last", "packed", "compile"):
             value = getattr(self, name)
             _require(value in SWITCHES, name, value, f"one of {SWITCHES}")
+        for name, (low, high) in {"cache_gb": (0.0, 1e6), "workers": (0, 256)}.items():
+            value = getattr(self, name)
+            _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
 
 
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:

@@ -69,6 +69,59 @@ def test_a_bad_setting_is_named(
     assert problem in capsys.readouterr().err
 
 
+def test_a_line_cut_off_by_a_kill_is_run_again(folder: Path) -> None:
+    run = command(folder, "--rows", "flap", "partial_decoder", "--seeds", "0")
+    assert comparison.main(run) == 0
+    path = folder / "cells.jsonl"
+    whole = path.read_text().splitlines()
+    path.write_text(whole[0] + "\n" + whole[1][:80])
+    assert comparison.main(run) == 0
+    lines = path.read_text().splitlines()
+    assert lines[:2] == [whole[0], whole[1][:80]]
+    again, before = json.loads(lines[2]), json.loads(whole[1])
+    assert len(lines) == 3
+    assert {**again, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_the_curve_has_a_point_for_every_round(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--rows", "flap", "flap, each site alone", "flap, pooled data", "--seeds", "0")
+    plain = [*command(folder, *rows), "rounds=2"]
+    assert comparison.main(plain) == 0
+    capsys.readouterr()
+    curve = [*command(folder, "--curve", *rows), "rounds=2"]
+    assert comparison.main(curve) == 0  # cells without a curve are run again
+    shown = capsys.readouterr().out.splitlines()
+    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    before, after = lines[:3], lines[3:]
+    for one, other in zip(before, after, strict=True):
+        assert one["sites"] == other["sites"]  # scoring on the way changes no byte
+        assert [point["round"] for point in other["history"]] == [0, 1]
+        seconds = [point["seconds"] for point in other["history"]]
+        assert 0 < seconds[0] < seconds[1] < other["seconds"]
+        assert set(other["history"][0]["dice"]) == {"kidney", "tumour", "mean"}
+    assert shown[5] == ""
+    assert shown[6].startswith("| run | round | seconds |")
+    assert len(shown) == 2 + 3 + 1 + 2 + 6
+    assert comparison.main(curve) == 0
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_site_without_a_figure_is_left_out() -> None:
+    cells = [
+        {
+            "row": "flap",
+            "parameters": 1,
+            "mean": {"kidney": 0.5, "tumour": None},
+            "sites": {"A": {"mean": None}, "B": {"mean": worst}},
+        }
+        for worst in (0.4, None)
+    ]
+    line = comparison.table(cells).splitlines()[-1]
+    assert line == "| flap | 1 | 50.0 ± 0.0 | none | 40.0 | 2 |"
+
+
 def test_table_gives_mean_and_deviation_over_seeds() -> None:
     cells = [
         {"row": "flap", "parameters": 1234, "mean": {"kidney": k}, "sites": {"A": {"mean": k}}}

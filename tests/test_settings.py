@@ -30,6 +30,8 @@ def test_survives_a_round_trip() -> None:
         ("class_names", []),
         ("class_names", "kidney"),
         ("rounds", 10**9),
+        ("loss_weighting", "inverse"),
+        ("augment_views", -1),
         ("no_such_setting", 1),
     ],
 )
@@ -78,3 +80,16 @@ def test_yamls_short_numbers_are_numbers() -> None:
     assert Federation.from_dict({"learning_rate": "8e-4"}).learning_rate == 8e-4
     with pytest.raises(SettingsError, match="learning_rate"):
         Federation.from_dict({"learning_rate": "fast"})
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_slices_that_are_never_drawn_cannot_be_weighted(fraction: float) -> None:
+    Federation(foreground_fraction=fraction)
+    with pytest.raises(SettingsError, match="foreground_fraction"):
+        Federation(foreground_fraction=fraction, loss_weighting="importance")
+
+
+@pytest.mark.parametrize(("name", "value"), [("cache_gb", -1.0), ("workers", -1)])
+def test_a_sites_bad_number_is_named(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Site("A", Path("scans"), **{name: value})

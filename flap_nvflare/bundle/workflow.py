@@ -25,8 +25,8 @@ def build_work(
     The settings enter the parsed config as finished objects. None of their text passes
     through MONAI's parser, which would run a value that starts with `$` as Python.
 
-    Builds the network and reads no scan. Training cases are read at the first `train`, a
-    split's cases at its first `evaluate`; both stay in memory.
+    Builds the network and reads no scan. Training cases are prepared at the first `train`, a
+    split's cases at its first `evaluate`; both stay in memory and in the site's cache.
 
     Args:
         federation: what all sites agree on.

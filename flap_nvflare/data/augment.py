@@ -10,6 +10,7 @@ a matrix of MONAI's own makers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Raise it with every change of what the same entropy gives.
+VERSION = 1
 MIRROR = 0.5  # probability
 TURN = math.radians(10)
 SCALE = 0.1
@@ -26,19 +29,15 @@ CONTRAST = 0.15  # relative
 BRIGHTNESS = 0.15
 
 
-def augment(
-    image: Tensor, label: Tensor, seed: int, index: int, draw: int
-) -> tuple[Tensor, Tensor]:
+def augment(image: Tensor, label: Tensor, entropy: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The changed slice; the same arguments give the same bytes.
 
     Args:
         image: (3, S, S) float32.
         label: (1, S, S) uint8, moved like the image without new values.
-        seed: of the data set.
-        index: of the slice in the data set.
-        draw: how many draws the sampler had made before.
+        entropy: what the change depends on, integers from 0.
     """
-    chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, draw])))
+    chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
     mirrored = chance.random() < MIRROR
     signed = chance.uniform(-1, 1, 9)
     theta = _theta(signed, mirrored)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from nvflare.apis.fl_constant import FLContextKey
@@ -20,6 +20,8 @@ from flap_nvflare.settings import (
     SettingsError,
     Site,
 )
+
+_Number = TypeVar("_Number", int, float)
 
 HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
@@ -114,6 +116,8 @@ def read_site(fl_ctx: FLContext) -> Site:
         synthetic=synthetic,
         **{name: _switch(values[name]) for name in _HARDWARE if name in values},
         processes=values.get("processes", 1),
+        cache_gb=_number(path, values, "cache_gb", Site.cache_gb),
+        workers=_number(path, values, "workers", Site.workers),
     )
 
 
@@ -124,13 +128,20 @@ def _switch(value: Any) -> str:
 def _read_site_file(path: Path) -> dict[str, Any]:
     allowed = {
         "data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site", "processes",
-        *_HARDWARE,
+        "cache_gb", "workers", *_HARDWARE,
     }  # fmt: skip
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}
     if unknown:
         raise SettingsError(f"{path}: {sorted(unknown)} not known; expected {sorted(allowed)}")
     return values
+
+
+def _number(path: Path, values: Mapping[str, Any], name: str, default: _Number) -> _Number:
+    try:
+        return type(default)(values.get(name, default))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{path}: {name} is {values[name]!r}; give a number") from error
 
 
 def _demo_scans(site: str) -> str:

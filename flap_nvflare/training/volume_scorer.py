@@ -57,15 +57,14 @@ class VolumeScorer:
     def __call__(self, engine: Engine) -> None:
         """Takes in the logits (n, C+1, S, S) of the next n slices of the present volume."""
         volume = engine.state.batch["volume"]
-        label = torch.as_tensor(volume.label)
-        masks = native_masks(engine.state.output[CommonKeys.PRED], tuple(label.shape[1:]))
-        self._slices.extend(masks)
-        if len(self._slices) == len(label):
+        slices, *size = volume.shape
+        self._slices.extend(native_masks(engine.state.output[CommonKeys.PRED], tuple(size)))
+        if len(self._slices) == slices:
             self.scores.append(
                 score_case(
                     volume.name,
                     torch.stack(self._slices),
-                    label,
+                    volume.native_label(),
                     self.classes,
                     volume.spacing,
                     self.tolerance,

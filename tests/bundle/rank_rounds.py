@@ -49,14 +49,9 @@ def main(root: Path, folder: Path) -> None:
         save_file(work.adapter(), folder / f"{name}_{work.ranks.rank}.safetensors")
 
     work = make(root)
-    asked: list[int] = []
-
-    def should_stop() -> bool:
-        asked.append(work.ranks.rank)
-        return work.ranks.rank == 1 and len(asked) > 4  # three scans or so, then a step
-
+    steps: list[dict[str, Any]] = []
     try:
-        work.train(0, should_stop)
+        work.train(0, lambda: work.ranks.rank == 1 and len(steps) > 0, steps.append)
     except Stopped as error:
         told["stopped"] = str(error)
 

@@ -83,6 +83,29 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(
     assert not same(adapters[0], adapters[2])
 
 
+def test_weights_and_views_reach_the_training_whatever_the_workers(
+    federation: Federation, site: Site
+) -> None:
+    results = []
+    for changes, workers in (
+        ({}, 0),
+        ({"loss_weighting": "importance"}, 0),
+        ({"loss_weighting": "importance"}, 2),
+        ({"augment_views": 1}, 0),
+        ({"augment_views": 1}, 2),
+    ):
+        settings = dataclasses.replace(federation, **changes)
+        workflow = build_work(settings, dataclasses.replace(site, workers=workers))
+        for index in (0, 1):
+            workflow.train(index)
+        results.append(workflow.adapter())
+    plain, weighted, weighted_too, fixed, fixed_too = results
+    assert same(weighted, weighted_too)
+    assert same(fixed, fixed_too)
+    assert not same(plain, weighted)
+    assert not same(plain, fixed)
+
+
 def test_going_on_from_files_equals_never_having_stopped(
     federation: Federation, site: Site, tmp_path: Path
 ) -> None:
@@ -197,13 +220,14 @@ def test_no_scan_is_read_before_it_is_needed(federation: Federation, tmp_path: P
 def test_each_scan_is_read_once(
     federation: Federation, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flap_nvflare.data import volume
+    from flap_nvflare.data import prepared, volume
 
     read: list[str] = []
     load = volume.load_volume
-    monkeypatch.setattr(
-        volume, "load_volume", lambda case, count: read.append(case.name) or load(case, count)
-    )
+    for module in (prepared, volume):
+        monkeypatch.setattr(
+            module, "load_volume", lambda case, count: read.append(case.name) or load(case, count)
+        )
     workflow = build_work(federation, site)
     workflow.train(0)
     assert read == [case.name for case in workflow.cases.train]
@@ -219,12 +243,13 @@ def test_pooled_sites_are_trained_as_one(federation: Federation, scans: Path) ->
     report = pooled.train(0)
     assert (report.cases, report.slices) == (4, 2 * 4 + 2 * 5)
     assert [case.case for case in pooled.evaluate("test").cases] == ["case_00003", "case_00007"]
-    windows = {volume.name: window for volume, window in pooled.data.volumes("test")}
+    cases = {case.name: case for case in pooled.data.prepared("test")}
     for name in ("A", "B"):
         alone = build_work(federation, Site(name, scans, device="cpu"))
-        ((volume, window),) = alone.data.volumes("test")
-        assert windows[volume.name] == window
-    assert len(set(windows.values())) == 2
+        (case,) = alone.data.prepared("test")
+        assert torch.equal(cases[case.name].images, case.images)
+        assert pooled.data.window(name) == alone.data.window(name)
+    assert pooled.data.window("A") != pooled.data.window("B")
 
 
 def test_text_of_the_settings_is_never_run(

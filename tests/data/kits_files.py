@@ -9,7 +9,9 @@ import nibabel as nib
 import numpy as np
 
 from flap_nvflare.data.kits import Case
+from flap_nvflare.data.prepared import Prepared, PrepareSlices
 from flap_nvflare.data.volume import Volume
+from flap_nvflare.data.window import Window
 
 HEADER = "case_ids,site_ids,train_test_split,train_test_split_silo"
 # Slices x height x width with the slices along the body, as in KiTS19.
@@ -65,3 +67,9 @@ def flat_volume(values: Sequence[float], shown: Iterable[int], side: int = 4) ->
     label = np.zeros(image.shape)
     label[list(shown)] = 1
     return make_volume(image, label)
+
+
+def prepare_volume(volume: Volume, window: Window, side: int, key: str = "a key") -> Prepared:
+    """A volume in memory as the network sees it, (S, side, side)."""
+    data = {"volume": volume, "window": window, "image_size": side}
+    return Prepared.of(volume.name, key, PrepareSlices()(data))

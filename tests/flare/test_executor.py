@@ -19,6 +19,7 @@ from scan_files import write_sites
 
 from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare import messages
+from flap_nvflare.flare.context import read_site
 from flap_nvflare.flare.executor import FlapExecutor
 from flap_nvflare.sam.segmenter import build_segmenter
 from flap_nvflare.sam.tuning import trainable
@@ -183,6 +184,23 @@ def test_a_pinned_base_is_the_only_one(
     reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     assert "1" * 64 in caplog.text
+
+
+def test_a_bad_number_in_the_sites_file_is_named(
+    context: SiteContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (context.local / "flap_site.yaml").open("a") as file:
+        file.write("workers: many\n")
+    reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert "workers is 'many'" in caplog.text
+
+
+def test_a_site_keeps_its_prepared_scans_as_its_file_says(context: SiteContext) -> None:
+    with (context.local / "flap_site.yaml").open("a") as file:
+        file.write("cache_gb: 1\nworkers: 2\n")
+    site = read_site(context)
+    assert (site.cache_gb, site.workers) == (1.0, 2)
 
 
 def test_no_name_of_a_case_is_logged_as_an_error(

@@ -161,6 +161,13 @@ class FakeVolume:
     label: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.label.shape
+
+    def native_label(self) -> torch.Tensor:
+        return torch.as_tensor(self.label)
+
 
 def test_volumes_of_any_length_are_put_together_again() -> None:
     draw = np.random.default_rng(0)
