@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from aggregation_cases import random_sites
+
+from flap_nvflare.adapter.factors import pairs
+from flap_nvflare.aggregation.cut import cut_product, cut_stacks
+from flap_nvflare.aggregation.products import Factors, side_by_side
+from flap_nvflare.aggregation.svd import GAUGES
+
+gauges = pytest.mark.parametrize("gauge", GAUGES)
+
+
+def stack_of(
+    sites: int, shape: tuple[int, int, int], drift: float = 0.5, live: int | None = None
+) -> list[Factors]:
+    """Factors of equal weight; only the first `live` columns of B are not zero."""
+    contributions = random_sites(sites, [shape], drift=drift, dtype=torch.float64)
+    (pair,) = pairs(contributions[0].tensors)
+    stack = [
+        Factors(one.site, 1 / sites, one.tensors[pair.b], one.tensors[pair.a])
+        for one in contributions
+    ]
+    for one in stack:
+        one.b[:, shape[2] if live is None else live :] = 0
+    return stack
+
+
+def mean_a(stack: list[Factors]) -> torch.Tensor:
+    return torch.stack([one.a for one in stack]).mean(dim=0)
+
+
+@gauges
+@pytest.mark.parametrize("shape", [(20, 30, 3), (30, 20, 3), (20, 20, 3), (2, 9, 4), (9, 2, 4)])
+def test_stack_and_product_are_cut_alike(gauge: str, shape: tuple[int, int, int]) -> None:
+    stack = stack_of(3, shape)
+    left, right = side_by_side(stack)
+    one, other = cut_stacks([stack], gauge), cut_product(left @ right, mean_a(stack), gauge)
+    live = min(shape)
+    torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(one.a[:, :live], other.a[:, :live], rtol=1e-9, atol=1e-10)
+    assert one.exact == pytest.approx(other.exact, rel=1e-12)
+    assert one.lost == pytest.approx(other.lost, rel=1e-9, abs=1e-20)
+
+
+@gauges
+@pytest.mark.parametrize("live", [0, 1, 2])
+def test_directions_without_product_are_alike_where_sites_share_a(gauge: str, live: int) -> None:
+    stack = stack_of(2, (24, 18, 3), drift=0.0, live=live)
+    left, right = side_by_side(stack)
+    one, other = cut_stacks([stack], gauge), cut_product(left @ right, mean_a(stack), gauge)
+    torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-10)
+    # A spare row's sign is that of a singular vector; its line and length are the rule's.
+    torch.testing.assert_close(one.a.abs(), other.a.abs(), rtol=1e-9, atol=1e-10)
+    assert (other.b[0, :, live:] == 0).all()
+    gram = other.a[0] @ other.a[0].T
+    torch.testing.assert_close(gram, torch.diag(gram.diag()), rtol=0, atol=1e-10)
+    assert (gram.diag() > 0.1).all()
+
+
+def test_weak_directions_survive_the_squared_matrix() -> None:
+    # Singular values 1 and 1e-6: their squares lie 12 digits apart.
+    turns = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, right = torch.linalg.qr(turns)[0]
+    strengths = torch.tensor([1.0, 1e-6, 1e-9, 0, 0, 0], dtype=torch.float64)
+    cut = cut_product((left * strengths) @ right, torch.zeros(2, 6).double(), "paper")
+    assert cut.a[0].norm(dim=1).tolist() == pytest.approx([1.0, 1e-6], rel=1e-6)
+    assert cut.lost == pytest.approx(1e-18, rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_no_size_of_the_product_overflows(scale: float) -> None:
+    stack = stack_of(3, (12, 10, 2))
+    left, right = side_by_side(stack)
+    one = cut_product(left @ right, mean_a(stack), "paper")
+    other = cut_product(left @ right * scale, mean_a(stack), "paper")
+    torch.testing.assert_close(other.a / scale, one.a, rtol=1e-9, atol=1e-12)
+    assert other.lost / other.exact == pytest.approx(one.lost / one.exact, rel=1e-9)
