@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
+from flap_nvflare.aggregation.bench_many import updates
 from flap_nvflare.aggregation.mean import Mean
 from flap_nvflare.aggregation.rule import Aggregate, Contribution, fold
 from flap_nvflare.aggregation.svd import Svd
@@ -68,24 +69,12 @@ def drifted(
         drift: size of a site's own part relative to the common start.
         seed: seed of the factors.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {LORA_A: (rank, side), LORA_B: (side, rank)}
-    start = {
-        f"layer.{layer:02d}{suffix}": torch.randn(shape, generator=generator)
+    shapes = {
+        f"layer.{layer:02d}{suffix}": shape
         for layer in range(layers)
-        for suffix, shape in shapes.items()
+        for suffix, shape in ((LORA_A, (rank, side)), (LORA_B, (side, rank)))
     }
-    return [
-        Contribution(
-            f"site-{site}",
-            float(site + 1),
-            {
-                name: tensor + drift * torch.randn(tensor.shape, generator=generator)
-                for name, tensor in start.items()
-            },
-        )
-        for site in range(sites)
-    ]
+    return list(updates(shapes, sites, drift, seed))
 
 
 def dense_products(contributions: Sequence[Contribution]) -> dict[str, Tensor]:
