@@ -16,12 +16,13 @@ Memory: three float64 copies of one update, and the mean products for the error:
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from flap_nvflare.aggregation.products import Factors, ProductSum, side_by_side
+from flap_nvflare.adapter.factors import Pair
+from flap_nvflare.aggregation.parallel import each
+from flap_nvflare.aggregation.products import Factors, Products, side_by_side
 from flap_nvflare.aggregation.rule import (
     Aggregate,
     Books,
@@ -38,34 +39,32 @@ class Mean:
     def __init__(self) -> None:
         self._books = Books()
         self._means = WeightedMeans()
-        self._products: defaultdict[str, ProductSum] = defaultdict(ProductSum)
+        self._products = Products()
 
     def add(self, contribution: Contribution) -> None:
         """Folds one update in; see `Accumulator.add`."""
         self._books.enter(contribution)
         self._means.add(contribution, contribution.tensors)
-        for pair in self._books.pairs:
-            self._products[pair.stem].add(contribution, pair)
+        self._products.add(contribution, self._books.pairs)
 
     def result(self) -> Aggregate:
         """The means and their error; see `Accumulator.result`."""
         total, shares = self._books.total(), self._books.shares()
         means = self._means.result(total)
-        errors, exacts = [], []
-        for pair in self._books.pairs:
-            product = self._products[pair.stem]
+
+        def squares(pair: Pair) -> tuple[float, float]:
+            product, a, b = self._products.of(pair), means[pair.a], means[pair.b]
             stack = product.stack(shares)
-            a, b = means[pair.a], means[pair.b]
-            if stack is None:
-                exact = product.mean(total)
-                squares = float((exact - b @ a).square().sum()), float(exact.square().sum())
-            else:
-                squares = _squares(stack, b, a)
-            errors.append(squares[0])
-            exacts.append(squares[1])
+            if stack is not None:
+                return _squares(stack, b, a)
+            exact = product.mean(total)
+            return float((exact - b @ a).square().sum()), float(exact.square().sum())
+
+        found = each(squares, self._books.pairs)
+        lost, exact = (math.fsum(sums[index] for sums in found) for index in (0, 1))
         return Aggregate(
             tensors=dense_copies(means, self._books.dtypes),
-            error=relative_error(math.fsum(errors), math.fsum(exacts)),
+            error=relative_error(lost, exact),
             turned=False,
         )
 

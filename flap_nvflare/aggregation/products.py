@@ -13,6 +13,7 @@ of the stack starts to cost more than that of M (768 x 768, rank 32: from the 13
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair
 from flap_nvflare.aggregation.exact_sum import ExactSum
+from flap_nvflare.aggregation.parallel import each
 from flap_nvflare.aggregation.rule import Contribution
 
 # Of the largest entry 1.5e-11 may be lost, a thousandth of what float32 factors resolve.
@@ -84,6 +86,22 @@ class ProductSum:
         if self._dense is None:
             raise ValueError("the factors are still stacked; use stack")
         return self._dense.total().div_(total)
+
+
+class Products:
+    """The sums of all adapters of an update."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, ProductSum] = defaultdict(ProductSum)
+
+    def add(self, contribution: Contribution, found: Sequence[Pair]) -> None:
+        """Adds one site's products."""
+        sums = [self._sums[pair.stem] for pair in found]
+        each(lambda one: one[0].add(contribution, one[1]), zip(sums, found, strict=True))
+
+    def of(self, pair: Pair) -> ProductSum:
+        """The sum of one adapter."""
+        return self._sums[pair.stem]
 
 
 def side_by_side(stack: Sequence[Factors]) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,11 @@ Memory: three float64 copies of heads, tokens and A factors, and the mean produc
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
 
 from flap_nvflare.adapter.factors import Pair
-from flap_nvflare.aggregation.cut import Cut, cut_product, cut_stacks
-from flap_nvflare.aggregation.products import Factors, ProductSum
+from flap_nvflare.aggregation.cut import Cut, cut_product, cut_stack
+from flap_nvflare.aggregation.parallel import each
+from flap_nvflare.aggregation.products import Products
 from flap_nvflare.aggregation.rule import (
     Aggregate,
     AggregationError,
@@ -31,9 +30,6 @@ from flap_nvflare.aggregation.rule import (
 from flap_nvflare.aggregation.weighted_means import WeightedMeans
 
 GAUGES = ("balanced", "paper")
-
-# Numbers in a stack of factors at a time: 16 MiB in float64.
-_CHUNK = 2**21
 
 
 class Svd:
@@ -69,50 +65,34 @@ class Svd:
         self._gauge = gauge
         self._books = Books()
         self._means = WeightedMeans()
-        self._products: defaultdict[str, ProductSum] = defaultdict(ProductSum)
+        self._products = Products()
 
     def add(self, contribution: Contribution) -> None:
         """Folds one update in; see `Accumulator.add`."""
         self._books.enter(contribution)
         lefts = {pair.b for pair in self._books.pairs}
         self._means.add(contribution, contribution.tensors.keys() - lefts)
-        for pair in self._books.pairs:
-            self._products[pair.stem].add(contribution, pair)
+        self._products.add(contribution, self._books.pairs)
 
     def result(self) -> Aggregate:
         """The cut and its error; see `Accumulator.result`."""
-        total = self._books.total()
+        total, shares = self._books.total(), self._books.shares()
         tensors = self._means.result(total)
-        stacks, lost, exact = {}, [], []
 
-        def take(group: Sequence[Pair], cut: Cut) -> None:
-            for index, pair in enumerate(group):
-                tensors[pair.a], tensors[pair.b] = cut.a[index], cut.b[index]
-            lost.append(cut.lost)
-            exact.append(cut.exact)
-
-        for pair in self._books.pairs:
-            product = self._products[pair.stem]
-            stack = product.stack(self._books.shares())
+        def cut(pair: Pair) -> Cut:
+            product = self._products.of(pair)
+            stack = product.stack(shares)
             if stack is None:
-                take([pair], cut_product(product.mean(total), tensors[pair.a], self._gauge))
-            else:
-                stacks[pair] = stack
-        for group in _alike(stacks):
-            take(group, cut_stacks([stacks[pair] for pair in group], self._gauge))
+                return cut_product(product.mean(total), tensors[pair.a], self._gauge)
+            return cut_stack(stack, self._gauge)
+
+        cuts = each(cut, self._books.pairs)
+        for pair, done in zip(self._books.pairs, cuts, strict=True):
+            tensors[pair.a], tensors[pair.b] = done.a, done.b
+        lost = math.fsum(done.lost for done in cuts)
+        exact = math.fsum(done.exact for done in cuts)
         return Aggregate(
             tensors=dense_copies(tensors, self._books.dtypes),
-            error=relative_error(math.fsum(lost), math.fsum(exact)),
+            error=relative_error(lost, exact),
             turned=bool(self._books.pairs),
         )
-
-
-def _alike(stacks: Mapping[Pair, Sequence[Factors]]) -> Iterator[list[Pair]]:
-    """The pairs in groups of equal shapes, small enough to stack."""
-    groups: dict[tuple[int, ...], list[Pair]] = {}
-    for pair, stack in stacks.items():
-        groups.setdefault((*stack[0].b.shape, *stack[0].a.shape), []).append(pair)
-    for (rows, rank, _, columns), group in groups.items():
-        size = max(1, _CHUNK // (len(stacks[group[0]]) * rank * max(rows, columns)))
-        for start in range(0, len(group), size):
-            yield group[start : start + size]

@@ -5,7 +5,7 @@ import torch
 from aggregation_cases import random_sites
 
 from flap_nvflare.adapter.factors import pairs
-from flap_nvflare.aggregation.cut import cut_product, cut_stacks
+from flap_nvflare.aggregation.cut import cut_product, cut_stack
 from flap_nvflare.aggregation.products import Factors, side_by_side
 from flap_nvflare.aggregation.svd import GAUGES
 
@@ -36,10 +36,10 @@ def mean_a(stack: list[Factors]) -> torch.Tensor:
 def test_stack_and_product_are_cut_alike(gauge: str, shape: tuple[int, int, int]) -> None:
     stack = stack_of(3, shape)
     left, right = side_by_side(stack)
-    one, other = cut_stacks([stack], gauge), cut_product(left @ right, mean_a(stack), gauge)
+    one, other = cut_stack(stack, gauge), cut_product(left @ right, mean_a(stack), gauge)
     live = min(shape)
     torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(one.a[:, :live], other.a[:, :live], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(one.a[:live], other.a[:live], rtol=1e-9, atol=1e-10)
     assert one.exact == pytest.approx(other.exact, rel=1e-12)
     assert one.lost == pytest.approx(other.lost, rel=1e-9, abs=1e-20)
 
@@ -49,12 +49,12 @@ def test_stack_and_product_are_cut_alike(gauge: str, shape: tuple[int, int, int]
 def test_directions_without_product_are_alike_where_sites_share_a(gauge: str, live: int) -> None:
     stack = stack_of(2, (24, 18, 3), drift=0.0, live=live)
     left, right = side_by_side(stack)
-    one, other = cut_stacks([stack], gauge), cut_product(left @ right, mean_a(stack), gauge)
+    one, other = cut_stack(stack, gauge), cut_product(left @ right, mean_a(stack), gauge)
     torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-10)
     # A spare row's sign is that of a singular vector; its line and length are the rule's.
     torch.testing.assert_close(one.a.abs(), other.a.abs(), rtol=1e-9, atol=1e-10)
-    assert (other.b[0, :, live:] == 0).all()
-    gram = other.a[0] @ other.a[0].T
+    assert (other.b[:, live:] == 0).all()
+    gram = other.a @ other.a.T
     torch.testing.assert_close(gram, torch.diag(gram.diag()), rtol=0, atol=1e-10)
     assert (gram.diag() > 0.1).all()
 
@@ -65,7 +65,7 @@ def test_weak_directions_survive_the_squared_matrix() -> None:
     left, right = torch.linalg.qr(turns)[0]
     strengths = torch.tensor([1.0, 1e-6, 1e-9, 0, 0, 0], dtype=torch.float64)
     cut = cut_product((left * strengths) @ right, torch.zeros(2, 6).double(), "paper")
-    assert cut.a[0].norm(dim=1).tolist() == pytest.approx([1.0, 1e-6], rel=1e-6)
+    assert cut.a.norm(dim=1).tolist() == pytest.approx([1.0, 1e-6], rel=1e-6)
     assert cut.lost == pytest.approx(1e-18, rel=1e-2)
 
 

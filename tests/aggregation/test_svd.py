@@ -153,15 +153,6 @@ def test_a_rank_above_a_side_is_exact(gauge: str, shape: tuple[int, int, int]) -
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.tensors.values())
 
 
-def test_pairs_are_cut_alike_alone_and_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    contributions = random_sites(3, [(17, 19, 2)] * 5 + [(19, 17, 2)] * 2)
-    stacked = fold(Svd(), contributions)
-    monkeypatch.setattr("flap_nvflare.aggregation.svd._CHUNK", 1)
-    alone = fold(Svd(), contributions)
-    for name, tensor in stacked.tensors.items():
-        torch.testing.assert_close(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
-
-
 def test_one_site_keeps_its_product() -> None:
     contributions = random_sites(1, [(7, 9, 2), (9, 7, 2)])
     result = fold(Svd(), contributions)
