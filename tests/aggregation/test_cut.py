@@ -5,6 +5,7 @@ import torch
 from aggregation_cases import random_sites
 
 from flap_nvflare.adapter.factors import pairs
+from flap_nvflare.aggregation import cut as cut_module
 from flap_nvflare.aggregation.cut import cut_product, cut_stack
 from flap_nvflare.aggregation.products import Factors, side_by_side
 from flap_nvflare.aggregation.svd import GAUGES
@@ -59,14 +60,60 @@ def test_directions_without_product_are_alike_where_sites_share_a(gauge: str, li
     assert (gram.diag() > 0.1).all()
 
 
+def turned(strengths: torch.Tensor, columns: int) -> torch.Tensor:
+    """A matrix of these singular values and random singular vectors."""
+    rows = len(strengths)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, rows, generator=generator, dtype=torch.float64)
+    right = torch.randn(columns, rows, generator=generator, dtype=torch.float64)
+    return (torch.linalg.qr(left)[0] * strengths) @ torch.linalg.qr(right)[0].T
+
+
+SPECTRA = {
+    "drop": torch.cat([torch.arange(8.0, 4.0, -1.0), torch.full((76,), 0.1)]),
+    "power law": 1 / torch.arange(1.0, 81.0),
+    "geometric": 0.8 ** torch.arange(80.0),
+    "hardly falling": torch.linspace(1.0, 0.9, 80),
+    "of rank two": torch.cat([torch.tensor([2.0, 1.0]), torch.zeros(78)]),
+}
+
+
+@pytest.mark.parametrize("tall", [True, False], ids=["tall", "wide"])
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_the_cut_is_the_dense_svds_whatever_the_spectrum(kind: str, tall: bool) -> None:
+    strengths = SPECTRA[kind].double()
+    product = turned(strengths, 100)
+    product = product.T.contiguous() if tall else product
+    cut = cut_product(product, torch.zeros(4, product.shape[1]).double(), "balanced")
+    u, s, vh = torch.linalg.svd(product, full_matrices=False)
+    expected = (u[:, :4] * s[:4]) @ vh[:4]
+    assert float((cut.b @ cut.a - expected).norm()) <= 1e-5 * float(product.norm())
+    assert cut.lost == pytest.approx(float(strengths[4:].square().sum()), rel=1e-9, abs=1e-25)
+
+
+def test_where_the_krylov_space_is_too_small_the_eigenvectors_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    whole = cut_module._turned
+    monkeypatch.setattr(
+        cut_module, "_turned", lambda m, basis, n: asked.append(basis is None) or whole(m, basis, n)
+    )
+    for kind, expected in (("drop", [False]), ("hardly falling", [False, True])):
+        asked.clear()
+        cut_product(turned(SPECTRA[kind].double(), 100), torch.zeros(4, 100).double(), "paper")
+        assert asked == expected
+
+
 def test_weak_directions_survive_the_squared_matrix() -> None:
     # Singular values 1 and 1e-6: their squares lie 12 digits apart.
-    turns = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    left, right = torch.linalg.qr(turns)[0]
-    strengths = torch.tensor([1.0, 1e-6, 1e-9, 0, 0, 0], dtype=torch.float64)
-    cut = cut_product((left * strengths) @ right, torch.zeros(2, 6).double(), "paper")
-    assert cut.a.norm(dim=1).tolist() == pytest.approx([1.0, 1e-6], rel=1e-6)
-    assert cut.lost == pytest.approx(1e-18, rel=1e-2)
+    for side in (6, 80):  # by the eigenvectors, by the Krylov space
+        strengths = torch.zeros(side, dtype=torch.float64)
+        strengths[:3] = torch.tensor([1.0, 1e-6, 1e-9])
+        product = turned(strengths, side)
+        cut = cut_product(product, torch.zeros(2, side).double(), "paper")
+        assert cut.a.norm(dim=1).tolist() == pytest.approx([1.0, 1e-6], rel=1e-6)
+        assert cut.lost == pytest.approx(1e-18, rel=1e-2)
 
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])

@@ -173,7 +173,7 @@ def test_sites_with_more_rank_than_the_matrix() -> None:
 
 @pytest.mark.parametrize("drift", [0.0, 0.1, 1.0])
 def test_many_sites_are_cut_as_the_dense_svd_cuts(drift: float) -> None:
-    contributions = random_sites(40, [(48, 64, 4), (64, 48, 4)], drift=drift)
+    contributions = random_sites(40, [(48, 64, 4), (96, 80, 4)], drift=drift)
     result, means = fold(Svd(), contributions), fold(Mean(), contributions)
     for stem, exact in exact_products(contributions).items():
         found = products(result.tensors)[stem]
