@@ -1,4 +1,4 @@
-"""Work on many adapters at once, each on one thread.
+"""Work on many adapters or tensors at once, each on one thread.
 
 The linear algebra of one adapter is a long row of small steps. Spread over threads, all of
 them wait for the slowest after every step, and a busy core makes that a hundred times slower;

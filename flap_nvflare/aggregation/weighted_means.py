@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from flap_nvflare.aggregation.exact_sum import ExactSum
+from flap_nvflare.aggregation.parallel import each
 from flap_nvflare.aggregation.rule import Contribution
 
 
@@ -22,9 +23,9 @@ class WeightedMeans:
 
     def add(self, contribution: Contribution, names: Iterable[str]) -> None:
         """Adds the named tensors of one site."""
-        for name in names:
-            values = contribution.tensors[name].detach().double()
-            self._sums[name].add(values * contribution.weight)
+        tensors, weight = contribution.tensors, contribution.weight
+        pieces = [(self._sums[name], tensors[name].detach()) for name in names]
+        each(lambda piece: piece[0].add(piece[1].double() * weight), pieces)
 
     def result(self, total: float) -> dict[str, Tensor]:
         """The means in float64; `total` is the sum of all weights."""
