@@ -182,14 +182,13 @@ def federate(
     With `curve` the adapter of every round is scored on the sites' validation cases. Optimiser
     moments go through files, as they do under FLARE.
     """
-    from flap_nvflare.aggregation import aggregate
-    from flap_nvflare.aggregation.rule import Contribution
+    from flap_nvflare.aggregation import Contribution, accumulator
 
     tensors, turned = next(iter(flows.values())).adapter(), False
     if curve is not None:
         curve.start()
     for round_index in range(federation.rounds):
-        contributions = []
+        updates = accumulator(federation.rule)
         for name, flow in flows.items():
             flow.load_adapter(tensors)
             moments = folder / f"{name}.safetensors"
@@ -198,11 +197,9 @@ def federate(
             report = flow.train(round_index)
             flow.save_state(moments)
             weight = {"cases": report.cases, "slices": report.slices, "equal": 1}
-            contributions.append(
-                Contribution(name, float(weight[federation.weight_by]), flow.adapter())
-            )
+            updates.add(Contribution(name, float(weight[federation.weight_by]), flow.adapter()))
             progress(f"round {round_index + 1} site {name} loss {report.loss:.4f}")
-        result = aggregate(federation.rule, contributions)
+        result = updates.result()
         tensors, turned = dict(result.tensors), result.turned
         if curve is not None:
             curve.mark(round_index, tensors, tuple(flows))

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
-from flap_nvflare.aggregation.mean import mean
-from flap_nvflare.aggregation.rule import Aggregate, Contribution, prepared
-from flap_nvflare.aggregation.svd import svd
+from flap_nvflare.aggregation.bench_many import updates
+from flap_nvflare.aggregation.mean import Mean
+from flap_nvflare.aggregation.rule import Aggregate, Contribution, fold
+from flap_nvflare.aggregation.svd import Svd
 
 Result = TypeVar("Result")
 
@@ -68,36 +69,24 @@ def drifted(
         drift: size of a site's own part relative to the common start.
         seed: seed of the factors.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {LORA_A: (rank, side), LORA_B: (side, rank)}
-    start = {
-        f"layer.{layer:02d}{suffix}": torch.randn(shape, generator=generator)
+    shapes = {
+        f"layer.{layer:02d}{suffix}": shape
         for layer in range(layers)
-        for suffix, shape in shapes.items()
+        for suffix, shape in ((LORA_A, (rank, side)), (LORA_B, (side, rank)))
     }
-    return [
-        Contribution(
-            f"site-{site}",
-            float(site + 1),
-            {
-                name: tensor + drift * torch.randn(tensor.shape, generator=generator)
-                for name, tensor in start.items()
-            },
-        )
-        for site in range(sites)
-    ]
+    return list(updates(shapes, sites, drift, seed))
 
 
 def dense_products(contributions: Sequence[Contribution]) -> dict[str, Tensor]:
     """The best cut of each mean product by the SVD of the whole matrix, float64, by stem."""
-    ordered = prepared(contributions)
+    total = sum(one.weight for one in contributions)
     products = {}
-    for pair in pairs(ordered[0].tensors):
-        rank = ordered[0].tensors[pair.a].shape[0]
+    for pair in pairs(contributions[0].tensors):
+        rank = contributions[0].tensors[pair.a].shape[0]
         exact = torch.stack(
             [
-                one.weight * (one.tensors[pair.b].double() @ one.tensors[pair.a].double())
-                for one in ordered
+                one.weight / total * (one.tensors[pair.b].double() @ one.tensors[pair.a].double())
+                for one in contributions
             ]
         ).sum(dim=0)
         u, s, vh = torch.linalg.svd(exact, full_matrices=False)
@@ -110,10 +99,10 @@ def measure(
 ) -> Figures:
     """Runs both ways in turn `repeats` times."""
     contributions = drifted(layers, side, sites, rank)
-    svd(drifted(1, side, sites, rank))  # a first call pays for loading the linear algebra
+    _cut(drifted(1, side, sites, rank))  # a first call pays for loading the linear algebra
     qr_seconds, dense_seconds = [], []
     for _ in range(repeats):
-        cut, seconds = _timed(svd, contributions)
+        cut, seconds = _timed(_cut, contributions)
         qr_seconds.append(seconds)
         dense, seconds = _timed(dense_products, contributions)
         dense_seconds.append(seconds)
@@ -128,8 +117,12 @@ def measure(
         ratio=min(dense_seconds) / min(qr_seconds),
         difference=_difference(cut, dense),
         svd_error=cut.error,
-        mean_error=mean(contributions).error,
+        mean_error=fold(Mean(), contributions).error,
     )
+
+
+def _cut(contributions: Sequence[Contribution]) -> Aggregate:
+    return fold(Svd(), contributions)
 
 
 def _timed(

@@ -1,25 +1,38 @@
-"""What a rule of aggregation takes and gives, and the steps that all rules share.
+"""What a rule of aggregation takes and gives, and the books that every rule keeps.
 
-A rule is a pure function: updates and weights in, one update and its error out. All sums are
-taken in float64 and in the order of the sites' names, so the result is the same, bit for
-bit, in whatever order the updates arrived.
+A rule makes an accumulator: updates go in one by one as they arrive, one update and its error
+come out. The result is the same, bit for bit, in whatever order the updates arrived.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair, pairs
+from flap_nvflare.aggregation.exact_sum import LIMIT, MOST
+
+# Below, the shares of weights and values would come near the smallest floats.
+_LEAST_WEIGHT = 1e-270
+# The square of a product of two factors of this norm is still a float64.
+_MOST_NORM = 1e75
 
 
 class AggregationError(ValueError):
-    """The updates can't be made one; the message names the site or tensor and the mend."""
+    """The updates can't be made one; the message names the site or tensor and the mend.
+
+    Attributes:
+        key: the tensor at fault; empty if the fault is another.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -55,76 +68,146 @@ class Aggregate:
     turned: bool
 
 
-Rule = Callable[[Sequence[Contribution]], Aggregate]
+class Accumulator(Protocol):
+    """One round's updates on their way to becoming one.
+
+    A rule whose formula is a sum folds each update in and keeps no tensor of it, so that its
+    memory does not grow with the sites. A rule that needs all updates at once (a median, say)
+    appends each contribution to a list in `add`, sorts the list by site in `result`, and says
+    so under "Memory" in its docstring.
+    """
+
+    def add(self, contribution: Contribution) -> None:
+        """Takes one site's update; its tensors may be changed or dropped afterwards.
+
+        Raises:
+            AggregationError: if it can't count; everything is as before the call.
+        """
+
+    def result(self) -> Aggregate:
+        """The aggregate of what was added so far.
+
+        Raises:
+            AggregationError: if nothing was added.
+        """
 
 
-def prepared(contributions: Sequence[Contribution]) -> tuple[Contribution, ...]:
-    """The contributions sorted by site, with weights that add up to 1.
+Rule = Callable[[], Accumulator]
+
+
+def fold(accumulator: Accumulator, contributions: Iterable[Contribution]) -> Aggregate:
+    """Adds all contributions and returns the result.
 
     Raises:
-        AggregationError: if there are none, a site comes twice, a weight is not a positive
-            number, the tensors' names, shapes or dtypes differ between sites, or a value is
-            not finite.
+        AggregationError: if there is no contribution, or they do not fit together.
     """
-    if not contributions:
-        raise AggregationError("no update to aggregate; at least one site must contribute")
-    ordered = sorted(contributions, key=lambda one: one.site)
-    for before, after in itertools.pairwise(ordered):
-        if before.site == after.site:
-            raise AggregationError(f"site {after.site!r} contributes twice; keep one update a site")
-    for one in ordered:
-        if not (math.isfinite(one.weight) and one.weight > 0):
-            raise AggregationError(
-                f"weight {one.weight!r} of site {one.site!r}; expected a positive number"
-            )
-        _check_alike(ordered[0], one)
-    # Shares of the largest first: a sum of huge weights can't overflow.
-    largest = max(one.weight for one in ordered)
-    shares = [one.weight / largest for one in ordered]
-    total = math.fsum(shares)
-    return tuple(
-        replace(one, weight=share / total) for one, share in zip(ordered, shares, strict=True)
-    )
+    for one in contributions:
+        accumulator.add(one)
+    return accumulator.result()
 
 
-def _check_alike(first: Contribution, other: Contribution) -> None:
-    for name in sorted(set(first.tensors) ^ set(other.tensors)):
-        without = other.site if name in first.tensors else first.site
-        raise AggregationError(f"tensor {name!r} is missing at site {without!r}")
-    for name, tensor in first.tensors.items():
-        ours, theirs = _kind(tensor), _kind(other.tensors[name])
-        if ours != theirs:
-            raise AggregationError(
-                f"tensor {name!r} is {theirs} at site {other.site!r}, {ours} at {first.site!r}"
-            )
+class Books:
+    """Who contributed with which weight, and the checks that every update passes first.
+
+    Attributes:
+        pairs: the adapters that travel, sorted by stem; known after the first update.
+        dtypes: dtype of every tensor by name; known after the first update.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: tuple[Pair, ...] = ()
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._weights: dict[str, float] = {}
+        self._kinds: dict[str, str] = {}
+
+    def enter(self, contribution: Contribution) -> None:
+        """Checks one update against those before it and notes its weight.
+
+        Raises:
+            AggregationError: if there are too many updates, the site comes twice, the weight
+                is out of bounds, names, shapes or dtypes differ between sites, a value is not
+                finite or too large, or a factor has no partner of its rank; nothing is noted.
+        """
+        site, tensors = contribution.site, contribution.tensors
+        if site in self._weights:
+            raise AggregationError(f"site {site!r} contributes twice; keep one update a site")
+        if len(self._weights) == MOST:
+            raise AggregationError(f"{MOST} updates are the most that one round may have")
+        found = self.pairs
+        if self._weights:
+            self._check_alike(contribution)
+        else:
+            found = _pairs_of(tensors)
+        _check_sizes(contribution)
+        if not self._weights:
+            self.pairs = found
+            self.dtypes = {name: tensors[name].dtype for name in sorted(tensors)}
+            self._kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
+        self._weights[site] = float(contribution.weight)
+
+    def total(self) -> float:
+        """Sum of all weights, correctly rounded and therefore the same in every order.
+
+        Raises:
+            AggregationError: if there is no update.
+        """
+        if not self._weights:
+            raise AggregationError("no update to aggregate; at least one site must contribute")
+        return math.fsum(self._weights.values())
+
+    def shares(self) -> dict[str, float]:
+        """Weights by site that add up to 1, sorted by site."""
+        total = self.total()
+        return {site: weight / total for site, weight in sorted(self._weights.items())}
+
+    def _check_alike(self, other: Contribution) -> None:
+        first = next(iter(self._weights))
+        for name in sorted(set(self._kinds) ^ set(other.tensors)):
+            without = other.site if name in self._kinds else first
+            raise AggregationError(f"tensor {name!r} is missing at site {without!r}", name)
+        for name, ours in sorted(self._kinds.items()):
+            theirs = _kind(other.tensors[name])
+            if ours != theirs:
+                raise AggregationError(
+                    f"tensor {name!r} is {theirs} at site {other.site!r}, {ours} at {first!r}",
+                    name,
+                )
+
+
+def _check_sizes(contribution: Contribution) -> None:
+    """Weight and values, within what the sums can hold: see `exact_sum`."""
+    site, weight = contribution.site, contribution.weight
+    if not (math.isfinite(weight) and weight >= _LEAST_WEIGHT):
+        raise AggregationError(
+            f"weight {weight!r} of site {site!r}; expected a positive number from {_LEAST_WEIGHT:g}"
+        )
+    largest = 1.0
+    for name, tensor in sorted(contribution.tensors.items()):
         if not tensor.is_floating_point():
-            raise AggregationError(f"tensor {name!r} is {tensor.dtype}; only floats have a mean")
-        if not bool(torch.isfinite(other.tensors[name]).all()):
             raise AggregationError(
-                f"tensor {name!r} of site {other.site!r} holds nan or infinity; refuse the update"
+                f"tensor {name!r} is {tensor.dtype}; only floats have a mean", name
             )
+        norm = float(torch.linalg.vector_norm(tensor.detach().double()))
+        if not norm <= _MOST_NORM:
+            finite = bool(torch.isfinite(tensor).all())
+            fault = f"has a norm above {_MOST_NORM:g}" if finite else "holds nan or infinity"
+            raise AggregationError(
+                f"tensor {name!r} of site {site!r} {fault}; refuse the update", name
+            )
+        largest = max(largest, norm)
+    # No entry of a weighted tensor or of a weighted product B A can be larger than this.
+    if not weight * largest * largest <= LIMIT:
+        raise AggregationError(
+            f"weight {weight!r} of site {site!r} is too large for values of norm {largest:g}; "
+            "scale all weights down"
+        )
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def mean_tensor(contributions: Sequence[Contribution], name: str) -> Tensor:
-    """Weighted mean of one tensor in float64; the weights must add up to 1."""
-    total = torch.zeros_like(contributions[0].tensors[name], dtype=torch.float64)
-    for one in contributions:
-        total.add_(one.tensors[name].detach().double(), alpha=one.weight)
-    return total
-
-
-def pairs_of(contributions: Sequence[Contribution]) -> tuple[Pair, ...]:
-    """The adapters that travel, sorted by stem, each a matrix pair of one rank.
-
-    Raises:
-        AggregationError: if a factor has no partner, is no matrix, or its rank is another
-            than its partner's.
-    """
-    tensors = contributions[0].tensors
+def _pairs_of(tensors: Mapping[str, Tensor]) -> tuple[Pair, ...]:
     try:
         found = pairs(tensors)
     except ValueError as error:
@@ -133,9 +216,23 @@ def pairs_of(contributions: Sequence[Contribution]) -> tuple[Pair, ...]:
         a, b = tuple(tensors[pair.a].shape), tuple(tensors[pair.b].shape)
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
             raise AggregationError(
-                f"adapter {pair.stem!r}: A is {a}, B is {b}; expected (rank, in) and (out, rank)"
+                f"adapter {pair.stem!r}: A is {a}, B is {b}; expected (rank, in) and (out, rank)",
+                pair.a,
             )
     return found
+
+
+def dense_copies(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """Tensors sorted by name, in the updates' dtypes, each alone in its storage.
+
+    Slices of a stack, or columns as rows, can't be sent.
+    """
+    return {
+        name: tensors[name].to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, dtype in sorted(dtypes.items())
+    }
 
 
 def relative_error(error_squares: float, exact_squares: float) -> float:

@@ -13,8 +13,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from flap_nvflare.adapter.guard import Limits, Refusal, check_update
 from flap_nvflare.adapter.update import UpdateSpec
-from flap_nvflare.aggregation import aggregate
-from flap_nvflare.aggregation.rule import Contribution
+from flap_nvflare.aggregation import Accumulator, AggregationError, Contribution, accumulator
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.job import ServerJob, keep_best, server_job
 from flap_nvflare.flare.reports import read_report
@@ -25,11 +24,10 @@ class QuorumError(RuntimeError):
 
 
 class FlapAggregator(Aggregator):
-    """Collects the updates of a round and makes one of them.
+    """Folds the updates of a round into one as they arrive, and keeps none of them.
 
-    An update counts only if the guard accepts it; a refused one is named in the log and in
-    `rounds.jsonl`. Updates are kept by site and put in order before the rule sees them, so
-    the result does not depend on their arrival.
+    An update counts only if the guard and the rule accept it; a refused one is named in the
+    log and in `rounds.jsonl`. The rules give the same result in every order of arrival.
 
     Args:
         max_norm: largest L2 norm of an update's tensors together.
@@ -41,7 +39,8 @@ class FlapAggregator(Aggregator):
         self.max_norm = max_norm
         self.max_weight = max_weight
         self._limits = Limits(max_norm=max_norm, max_weight=max_weight)
-        self._contributions: dict[str, Contribution] = {}
+        self._accumulator: Accumulator | None = None
+        self._counted: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -76,13 +75,12 @@ class FlapAggregator(Aggregator):
         if round_index > 0:
             received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
             keep_best(job, received, round_index, job.validation_scores())
-        result = aggregate(job.federation.rule, list(self._contributions.values()))
+        result = self._rule(job).result()
         job.aggregate, job.turned = result, result.turned
-        if round_index + 1 == job.federation.rounds:
-            self._keep_local(job, round_index)
+        self._drop_strays(job)
         self.log_info(
             fl_ctx,
-            f"round {round_index}: {len(self._contributions)} updates, rule "
+            f"round {round_index}: {len(self._counted)} updates, rule "
             f"{job.federation.rule}, relative error {result.error:.4f}",
         )
         return DXO(DataKind.WEIGHTS, data=dict(result.tensors)).to_shareable()
@@ -90,11 +88,12 @@ class FlapAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Forgets the round's updates."""
         with self._lock:
-            self._contributions.clear()
+            self._accumulator = None
+            self._counted.clear()
             self._closed = False
 
     def _check_quorum(self, job: ServerJob, round_index: int) -> None:
-        counted = sorted(self._contributions)
+        counted = sorted(self._counted)
         if len(counted) < job.quorum:
             raise QuorumError(
                 f"round {round_index}: {len(counted)} updates count "
@@ -115,7 +114,7 @@ class FlapAggregator(Aggregator):
             report = read_report(dxo.meta.get(messages.REPORT, {}), job.federation.class_names)
         except Exception as error:  # what a peer sends may raise anything
             return Refusal(site, round_index, "", f"unreadable message: {str(error)[:200]}")
-        if site in self._contributions:
+        if site in self._counted:
             return Refusal(site, round_index, "", "a second answer in the same round")
         refusal = check_update(
             dxo.data,
@@ -129,12 +128,29 @@ class FlapAggregator(Aggregator):
             limits=self._limits,
         )
         if refusal is None:
-            self._contributions[site] = Contribution(site, float(weight), dict(dxo.data))
+            refusal = self._fold(Contribution(site, float(weight), dxo.data), round_index, job)
+        if refusal is None:
+            self._counted.add(site)
             job.reports[site] = report
         return refusal
 
-    def _keep_local(self, job: ServerJob, round_index: int) -> None:
-        """Each site's own last adapter, for the cross-site matrix."""
-        if job.federation.cross_site == "all":
-            for site, contribution in sorted(self._contributions.items()):
-                job.folder.save(f"sites/{site}", contribution.tensors, job.spec, round=round_index)
+    def _fold(self, one: Contribution, round_index: int, job: ServerJob) -> Refusal | None:
+        """Gives the update to the rule, and its site's own adapter to the cross-site matrix."""
+        if job.federation.cross_site == "all" and round_index + 1 == job.federation.rounds:
+            job.folder.save(f"sites/{one.site}", one.tensors, job.spec, round=round_index)
+        try:
+            self._rule(job).add(one)
+        except AggregationError as error:
+            return Refusal(one.site, round_index, error.key, str(error))
+        return None
+
+    def _rule(self, job: ServerJob) -> Accumulator:
+        if self._accumulator is None:
+            self._accumulator = accumulator(job.federation.rule)
+        return self._accumulator
+
+    def _drop_strays(self, job: ServerJob) -> None:
+        """Removes adapters of sites that do not count: of a refusal, or of a broken-off try."""
+        for path in (job.folder.path / "sites").glob("*.safetensors"):
+            if path.stem not in self._counted:
+                path.unlink()

@@ -13,8 +13,8 @@ from aggregation_cases import equal_bits, exact_products, federations, products,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flap_nvflare.aggregation import RULES, AggregationError, Contribution, aggregate
-from flap_nvflare.aggregation.rule import prepared, relative_error
+from flap_nvflare.aggregation import RULES, AggregationError, Contribution, accumulator, aggregate
+from flap_nvflare.aggregation.rule import Books, relative_error
 
 rules = pytest.mark.parametrize("rule", sorted(RULES))
 
@@ -121,9 +121,11 @@ def whole_is_finite(tensors: dict[str, torch.Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
-def test_prepared_sorts_and_shares() -> None:
-    ordered = prepared([site("b", 3, head=[1.0]), site("a", 1, head=[2.0])])
-    assert [(one.site, one.weight) for one in ordered] == [("a", 0.25), ("b", 0.75)]
+def test_shares_are_sorted_and_add_up_to_one() -> None:
+    books = Books()
+    for one in (site("b", 3, head=[1.0]), site("a", 1, head=[2.0])):
+        books.enter(one)
+    assert list(books.shares().items()) == [("a", 0.25), ("b", 0.75)]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,70 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     with pytest.raises(AggregationError, match=text):
         aggregate(rule, contributions)
+
+
+@rules
+def test_a_refused_update_leaves_no_trace(rule: str) -> None:
+    contributions = random_sites(4, [(4, 6, 2), (30, 30, 2)])
+    expected = aggregate(rule, contributions)
+    bad = {**contributions[3].tensors, "head": torch.full((5,), math.nan)}
+    updates = accumulator(rule)
+    for one in contributions:
+        for wrong in (
+            Contribution(one.site, 1.0, bad),
+            Contribution(one.site, 1e-300, one.tensors),
+            Contribution(one.site, 1e300, one.tensors),
+        ):
+            with pytest.raises(AggregationError):
+                updates.add(wrong)
+        updates.add(one)
+        with pytest.raises(AggregationError, match="twice"):
+            updates.add(one)
+    assert equal_bits(updates.result(), expected)
+
+
+@rules
+def test_a_result_can_be_asked_for_at_any_time(rule: str) -> None:
+    contributions = random_sites(4, [(4, 6, 2), (30, 30, 2)])
+    updates = accumulator(rule)
+    for count, one in enumerate(contributions, start=1):
+        updates.add(one)
+        for _ in range(2):
+            assert equal_bits(updates.result(), aggregate(rule, contributions[:count]))
+
+
+@rules
+def test_an_update_may_change_once_it_was_added(rule: str) -> None:
+    contributions = random_sites(2, [(4, 6, 2), (30, 30, 2)])
+    expected = aggregate(rule, contributions)
+    updates = accumulator(rule)
+    for one in contributions:
+        updates.add(one)
+        for tensor in one.tensors.values():
+            tensor.zero_()
+    assert equal_bits(updates.result(), expected)
+
+
+@rules
+def test_values_too_large_for_their_squares_are_refused(rule: str) -> None:
+    large = {"head": torch.tensor([1e76], dtype=torch.float64)}
+    with pytest.raises(
+        AggregationError, match=r"'head' of site 'a' has a norm above 1e\+75"
+    ) as got:
+        aggregate(rule, [Contribution("a", 1.0, large)])
+    assert got.value.key == "head"
+    product = {"head": torch.tensor([1e74], dtype=torch.float64)}
+    with pytest.raises(AggregationError, match=r"weight 1e\+150 of site 'a' is too large for"):
+        aggregate(rule, [Contribution("a", 1e150, product)])
+
+
+@rules
+def test_more_sites_than_sum_exactly_are_refused(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flap_nvflare.aggregation.rule.MOST", 2)
+    with pytest.raises(AggregationError, match="2 updates are the most"):
+        aggregate(rule, [site(name, 1, **_HEAD) for name in "abc"])
 
 
 def test_an_unknown_rule_is_named_with_those_there_are() -> None:

@@ -14,9 +14,9 @@ from aggregation_cases import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flap_nvflare.aggregation import AggregationError, Contribution
-from flap_nvflare.aggregation.mean import mean
-from flap_nvflare.aggregation.svd import GAUGES, svd
+from flap_nvflare.aggregation import AggregationError, Contribution, fold
+from flap_nvflare.aggregation.mean import Mean
+from flap_nvflare.aggregation.svd import GAUGES, Svd
 
 gauges = pytest.mark.parametrize("gauge", GAUGES)
 
@@ -30,13 +30,13 @@ def test_two_sites_by_hand() -> None:
     # The mean of 3 e1 e1^T and 2 e2 e2^T is diag(1.5, 1): the second entry is cut.
     one = site("a", 1, a=[[1.0, 0.0]], b=[[3.0], [0.0]])
     other = site("b", 1, a=[[0.0, 1.0]], b=[[0.0], [2.0]])
-    result = svd([one, other])
+    result = fold(Svd(), [one, other])
     root = 1.5**0.5
     torch.testing.assert_close(result.tensors["q.lora_b"], torch.tensor([[root], [0.0]]))
     torch.testing.assert_close(result.tensors["q.lora_a"], torch.tensor([[root, 0.0]]))
     assert result.error == pytest.approx(1 / (1.5**2 + 1) ** 0.5, rel=1e-12)
     assert result.turned
-    paper = svd([one, other], gauge="paper")
+    paper = fold(Svd("paper"), [one, other])
     torch.testing.assert_close(paper.tensors["q.lora_b"], torch.tensor([[1.0], [0.0]]))
     torch.testing.assert_close(paper.tensors["q.lora_a"], torch.tensor([[1.5, 0.0]]))
 
@@ -44,21 +44,21 @@ def test_two_sites_by_hand() -> None:
 @settings(deadline=None)
 @given(federations())
 def test_never_further_than_the_mean_of_factors(contributions: list[Contribution]) -> None:
-    assert svd(contributions).error <= mean(contributions).error + 1e-7
+    assert fold(Svd(), contributions).error <= fold(Mean(), contributions).error + 1e-7
 
 
 @settings(deadline=None)
 @given(federations(), st.sampled_from(GAUGES))
 def test_the_reported_error_is_the_dense_one(contributions: list[Contribution], gauge: str) -> None:
     assume(whole(exact_products(contributions)) > 1e-2)
-    result = svd(contributions, gauge)
+    result = fold(Svd(gauge), contributions)
     assert result.error == pytest.approx(dense_error(result, contributions), rel=1e-4, abs=1e-6)
 
 
 @settings(deadline=None)
 @given(federations(), st.sampled_from(GAUGES))
 def test_as_good_as_the_dense_svd(contributions: list[Contribution], gauge: str) -> None:
-    found = products(svd(contributions, gauge).tensors)
+    found = products(fold(Svd(gauge), contributions).tensors)
     for stem, exact in exact_products(contributions).items():
         rank = contributions[0].tensors[stem + ".lora_a"].shape[0]
         values = torch.linalg.svdvals(exact)
@@ -73,7 +73,7 @@ def test_as_good_as_the_dense_svd(contributions: list[Contribution], gauge: str)
 @gauges
 @pytest.mark.parametrize("shape", [(48, 40, 4), (6, 40, 4), (40, 6, 4), (4, 4, 4)])
 def test_factors_have_the_gauge_asked_for(gauge: str, shape: tuple[int, int, int]) -> None:
-    result = svd(random_sites(5, [shape], dtype=torch.float64), gauge)
+    result = fold(Svd(gauge), random_sites(5, [shape], dtype=torch.float64))
     b, a = result.tensors["l0.lora_b"], result.tensors["l0.lora_a"]
     strength = torch.linalg.svdvals(b @ a)[:4]
     on_b, on_a = (strength, strength) if gauge == "balanced" else (1, strength**2)
@@ -99,7 +99,7 @@ def test_the_sites_own_gauge_does_not_matter(gauge: str) -> None:
         )
         for one in contributions
     ]
-    first, second = svd(contributions, gauge), svd(turned, gauge)
+    first, second = fold(Svd(gauge), contributions), fold(Svd(gauge), turned)
     for name, tensor in first.tensors.items():
         torch.testing.assert_close(tensor, second.tensors[name], rtol=1e-9, atol=1e-11)
 
@@ -109,7 +109,7 @@ def test_a_zero_product_keeps_the_adapter_alive(gauge: str) -> None:
     contributions = random_sites(3, [(8, 6, 3)], drift=0.0, dtype=torch.float64)
     for one in contributions:
         one.tensors["l0.lora_b"].zero_()
-    result = svd(contributions, gauge)
+    result = fold(Svd(gauge), contributions)
     a, start = result.tensors["l0.lora_a"], contributions[0].tensors["l0.lora_a"]
     assert result.tensors["l0.lora_b"].abs().max() == 0
     assert result.error == 0
@@ -123,7 +123,7 @@ def test_missing_directions_alone_are_made_alive(gauge: str) -> None:
     contributions = random_sites(2, [(8, 6, 3)], drift=0.0)
     for one in contributions:
         one.tensors["l0.lora_b"][:, 1:] = 0
-    result = svd(contributions, gauge)
+    result = fold(Svd(gauge), contributions)
     a, b = result.tensors["l0.lora_a"].double(), result.tensors["l0.lora_b"].double()
     assert (b.abs().amax(dim=0) > 0).tolist() == [True, False, False]
     assert (a.norm(dim=1) > 0.1).all()
@@ -136,7 +136,7 @@ def test_missing_directions_alone_are_made_alive(gauge: str) -> None:
 @gauges
 def test_an_adapter_of_zeros_comes_alive(gauge: str) -> None:
     zeros = site("a", 1, a=[[0.0] * 3] * 2, b=[[0.0] * 2] * 4)
-    result = svd([zeros], gauge)
+    result = fold(Svd(gauge), [zeros])
     assert (result.tensors["q.lora_a"].norm(dim=1) > 0).all()
     assert result.tensors["q.lora_b"].abs().max() == 0
     assert result.error == 0
@@ -146,25 +146,16 @@ def test_an_adapter_of_zeros_comes_alive(gauge: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 9, 4), (9, 2, 4), (1, 1, 3)])
 def test_a_rank_above_a_side_is_exact(gauge: str, shape: tuple[int, int, int]) -> None:
     contributions = random_sites(3, [shape])
-    result = svd(contributions, gauge)
+    result = fold(Svd(gauge), contributions)
     assert result.error < 1e-7
     assert dense_error(result, contributions) < 1e-6
     assert result.tensors["l0.lora_a"].shape == (shape[2], shape[1])
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.tensors.values())
 
 
-def test_pairs_are_cut_alike_alone_and_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    contributions = random_sites(3, [(7, 9, 2)] * 5 + [(9, 7, 2)] * 2)
-    stacked = svd(contributions)
-    monkeypatch.setattr("flap_nvflare.aggregation.svd._CHUNK", 1)
-    alone = svd(contributions)
-    for name, tensor in stacked.tensors.items():
-        torch.testing.assert_close(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
-
-
 def test_one_site_keeps_its_product() -> None:
     contributions = random_sites(1, [(7, 9, 2), (9, 7, 2)])
-    result = svd(contributions)
+    result = fold(Svd(), contributions)
     expected = products(dict(contributions[0].tensors))
     for stem, product in products(result.tensors).items():
         torch.testing.assert_close(product, expected[stem], rtol=0, atol=1e-5)
@@ -173,13 +164,26 @@ def test_one_site_keeps_its_product() -> None:
 
 def test_sites_with_more_rank_than_the_matrix() -> None:
     contributions = random_sites(6, [(24, 24, 8)], drift=2.0)
-    result = svd(contributions)
+    result = fold(Svd(), contributions)
     exact = exact_products(contributions)["l0"]
     torch.testing.assert_close(
         products(result.tensors)["l0"], cut_to(exact, 8), rtol=0, atol=1e-5 * float(exact.norm())
     )
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.1, 1.0])
+def test_many_sites_are_cut_as_the_dense_svd_cuts(drift: float) -> None:
+    contributions = random_sites(40, [(48, 64, 4), (96, 80, 4)], drift=drift)
+    result, means = fold(Svd(), contributions), fold(Mean(), contributions)
+    for stem, exact in exact_products(contributions).items():
+        found = products(result.tensors)[stem]
+        assert float((found - cut_to(exact, 4)).norm()) <= 1e-5 * float(exact.norm())
+    assert result.error <= means.error + 1e-12
+    if drift:
+        assert result.error == pytest.approx(dense_error(result, contributions), rel=1e-4)
+        assert means.error == pytest.approx(dense_error(means, contributions), rel=1e-4)
+
+
 def test_an_unknown_gauge_is_refused() -> None:
     with pytest.raises(AggregationError, match=r"gauge 'polar' is not known.*'balanced', 'paper'"):
-        svd(random_sites(1, [(2, 2, 1)]), gauge="polar")
+        Svd("polar")

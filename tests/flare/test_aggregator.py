@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +85,7 @@ HOSTILE = {
     "old round": (message("F", **{messages.ROUND: 0}), ""),
     "weight 1e12": (message("F", **{messages.WEIGHT: 1e12}), ""),
     "negative weight": (message("F", **{messages.WEIGHT: -1.0}), ""),
+    "vanishing weight": (message("F", **{messages.WEIGHT: 1e-300}), ""),
     "false Dice": (message("F", **{messages.REPORT: {"dice": {"mean": 1e9}}}), ""),
     "no report": (message("F", **{messages.REPORT: "fine"}), ""),
     "huge": (message("F", lambda data: data[A].fill_(1e30)), ""),
@@ -139,7 +142,8 @@ def test_below_quorum_the_round_fails_and_names_who_counted(tmp_path: Path) -> N
     server.accept("F", HOSTILE["NaN"][0])
     with pytest.raises(QuorumError, match=r"1 updates count \(A\), 3 needed.*refused: F"):
         server.aggregate()
-    assert not list((tmp_path / "run").iterdir())
+    # Nothing but A's own adapter, which it sent for the cross-site matrix of the last round.
+    assert [path.name for path in (tmp_path / "run").rglob("*.*")] == ["A.safetensors"]
 
 
 def test_no_updates_at_all_fail(tmp_path: Path) -> None:
@@ -155,6 +159,48 @@ def test_an_answer_after_the_rounds_end_does_not_count(tmp_path: Path) -> None:
     assert "closed" in server.job.refused[-1].reason
     server.aggregator.reset(server.context)
     assert server.accept("F", message("F"))
+
+
+def test_no_update_is_kept(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", quorum=1)
+    data = tensors(ord("A"))
+    kept = [weakref.ref(tensor) for tensor in data.values()]
+    meta = {messages.WEIGHT: 1.0, messages.REPORT: {}}
+    assert server.accept("A", messages.weights_dxo(data, SPEC, 1, **meta).to_shareable())
+    del data
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 3
+
+
+def test_the_last_round_leaves_the_adapters_of_the_sites_that_count(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run")
+    # G answered in a try of this round that was broken off, and does not answer now.
+    server.job.folder.save("sites/G", tensors(0), SPEC, round=1)
+    assert all(server.accept(site, message(site)) for site in "ABCDE")
+    assert not server.accept("F", message("F", **{messages.WEIGHT: 1e-300}))
+    server.aggregate()
+    found = sorted((tmp_path / "run" / "sites").iterdir())
+    assert [path.name for path in found] == [f"{site}.safetensors" for site in "ABCDE"]
+    loaded, extra = server.job.folder.load("sites/B", SPEC)
+    assert all(torch.equal(loaded[name], value) for name, value in tensors(ord("B")).items())
+    assert extra == {"round": 1}
+
+
+def test_before_the_last_round_no_sites_adapter_is_written(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", quorum=1)
+    server.context.set_prop(AppConstants.CURRENT_ROUND, 0, private=True, sticky=True)
+    assert server.accept("A", message("A", **{messages.ROUND: 0}))
+    server.aggregate()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_what_the_rule_refuses_is_named(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run")
+    assert not server.accept("F", message("F", **{messages.WEIGHT: 1e-300}))
+    refusal = server.job.refused[0]
+    assert (refusal.site, refusal.round, refusal.key) == ("F", 1, "")
+    assert "weight 1e-300 of site 'F'" in refusal.reason
+    assert server.accept("F", message("F"))  # a refused answer may be mended
 
 
 def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Times and memory of the rules by the number of sites, at the size of ViT-B.
+
+Every figure comes from a fresh process in which the updates are made one at a time, folded
+in, and dropped, as at a server. On Linux, whose /proc tells the peak of memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from flap_nvflare.adapter.factors import LORA_A, LORA_B
+from flap_nvflare.aggregation import RULES, Contribution, accumulator
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _adapters(
+    stem: str, count: int, rows: int, columns: int, rank: int
+) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{stem}.{index:02d}{suffix}": shape
+        for index in range(count)
+        for suffix, shape in ((LORA_A, (rank, columns)), (LORA_B, (rows, rank)))
+    }
+
+
+VIT_B: Shapes = MappingProxyType(
+    {
+        **_adapters("encoder", 24, 768, 768, 32),
+        **_adapters("decoder.cross", 10, 128, 256, 32),
+        **_adapters("decoder.self", 4, 256, 256, 32),
+        "head": (478_320,),
+    }
+)
+"""What method `flap` sends for SAM ViT-B at rank 32: 1,846,384 numbers."""
+
+
+@dataclass(frozen=True)
+class SiteFigures:
+    """What one rule costs the server for one number of sites.
+
+    Attributes:
+        rule: the rule.
+        sites: updates folded in.
+        threads: threads of torch.
+        fold_seconds: median time to fold one update in.
+        slowest_fold_seconds: the longest; where stacked factors become dense products, all
+            that were stacked are folded again.
+        result_seconds: from the last update's arrival to the aggregate, its own fold included.
+        peak_bytes: peak of the process's memory above its start, one update included.
+        error: relative error of the aggregate.
+    """
+
+    rule: str
+    sites: int
+    threads: int
+    fold_seconds: float
+    slowest_fold_seconds: float
+    result_seconds: float
+    peak_bytes: int
+    error: float
+
+
+def updates(
+    shapes: Shapes, sites: int, drift: float = 0.3, seed: int = 0
+) -> Iterator[Contribution]:
+    """Updates that drifted from a common start, as after a round of training; one at a time.
+
+    Args:
+        shapes: shape of every tensor by name.
+        sites: updates; site k has the weight k + 1.
+        drift: size of a site's own part relative to the common start.
+        seed: seed of the values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for site in range(sites):
+        tensors = {
+            name: tensor + drift * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in start.items()
+        }
+        yield Contribution(f"site-{site}", float(site + 1), tensors)
+
+
+def measure_many(
+    sites: Sequence[int] = (10, 50, 100),
+    rules: Sequence[str] = tuple(RULES),
+    shapes: Shapes = VIT_B,
+) -> list[SiteFigures]:
+    """Measures every rule with every number of sites, each in a fresh process.
+
+    The processes import the caller's main module: a script needs its `__main__` guard.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    figures = []
+    for rule in rules:
+        for count in sites:
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                figures.append(process.submit(measure_sites, rule, count, dict(shapes)).result())
+    return figures
+
+
+def measure_sites(rule: str, sites: int, shapes: Shapes = VIT_B) -> SiteFigures:
+    """Measures one rule with one number of sites in this process."""
+    _warm_up(rule)
+    before = _memory("VmRSS")
+    collected, seconds = accumulator(rule), []
+    for one in updates(shapes, sites):
+        started = time.perf_counter()
+        collected.add(one)
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    result = collected.result()
+    finished = time.perf_counter() - started
+    return SiteFigures(
+        rule=rule,
+        sites=sites,
+        threads=torch.get_num_threads(),
+        fold_seconds=statistics.median(seconds),
+        slowest_fold_seconds=max(seconds),
+        result_seconds=seconds[-1] + finished,
+        peak_bytes=_memory("VmHWM") - before,
+        error=result.error,
+    )
+
+
+def _warm_up(rule: str) -> None:
+    """Both forms of the products once, small: the first call loads the linear algebra."""
+    for count in (1, 3):
+        collected = accumulator(rule)
+        for one in updates(_adapters("warm", 1, 64, 64, 16), count):
+            collected.add(one)
+        collected.result()
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM at its peak.
+
+    Not getrusage: its peak begins with that of the process that started this one.
+    """
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}; measure on Linux")
+    return int(found[1]) * 1024
