@@ -35,6 +35,11 @@ class Store:
         self._opened = time.time_ns()
         self._writes = folder is not None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a folder to keep anything in."""
+        return self._folder is not None
+
     def read(self, name: str) -> bytes | None:
         """What was written under `name`; None if it is not there or cannot be read."""
         if self._folder is None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flap_nvflare.adapter.update import UpdateSpec
     from flap_nvflare.data.kits import SiteCases
     from flap_nvflare.sam.segmenter import Segmenter
+    from flap_nvflare.training.prefix_cache import PrefixCache
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -72,6 +73,7 @@ class SiteWork:
         evaluator: makes a MONAI evaluator of `val_data_loader` and `val_handlers`.
         data: the site's scans, not read yet.
         ranks: the processes that train this site together, each with a `SiteWork` of its own.
+        prefix: what the frozen blocks made of the slices; None computes them at every step.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class SiteWork:
         evaluator: Callable[..., Any],
         data: SiteData,
         ranks: Ranks = ONE_PROCESS,
+        prefix: PrefixCache | None = None,
     ) -> None:
         self.federation = federation
         self.site = site
@@ -99,6 +102,7 @@ class SiteWork:
         self.watch = watch
         self.data = data
         self.ranks = ranks
+        self.prefix = prefix
         self._new_trainer = trainer
         self._new_evaluator = evaluator
         self._set_threads()
@@ -178,7 +182,8 @@ class SiteWork:
         self.clock.shares = loader.batch_sampler.shares  # type: ignore[union-attr]
         self.clock.should_stop, self.clock.progress = should_stop, progress
         started = time.perf_counter()
-        self._new_trainer(train_data_loader=loader, epoch_length=len(loader)).run()
+        batches = self.prefix.batches(loader) if self.prefix else loader
+        self._new_trainer(train_data_loader=batches, epoch_length=len(loader)).run()
         self.watch.require_whole()
         losses = self.watch.losses
         return TrainReport(
@@ -207,10 +212,11 @@ class SiteWork:
             Stopped: if asked to.
         """
         self._set_threads()
-        batches = VolumeBatches(self.data, split, should_stop)
+        volumes = VolumeBatches(self.data, split, should_stop)
+        batches = self.prefix.batches(volumes) if self.prefix else volumes
         scorer = VolumeScorer(self.federation.classes, should_stop, surface_tolerance)
         started = time.perf_counter()
-        if batches.volumes:
+        if volumes.volumes:
             with torch.inference_mode():
                 self._new_evaluator(val_data_loader=batches, val_handlers=[scorer]).run()
         scorer.require_whole()

@@ -1,0 +1,128 @@
+"""What the frozen blocks of the encoder make of a slice, computed once and kept.
+
+Where adapters sit only in the encoder's last blocks, or the encoder does not train at all, the
+tokens that reach the first trained block depend on the base model, the slice and its view alone.
+They are made at the first visit and read from then on: in later epochs and rounds, in evaluation,
+and by other processes that share the folder.
+
+Kept in bfloat16: 2 x grid^2 x width bytes a slice (ViT-B: 0.3 MB at 224 pixels, 1.6 MB at 512).
+Tokens that were just made are rounded in the same way, so results do not depend on what was kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from flap_nvflare.data.store import Store
+from flap_nvflare.sam.runtime import Runtime
+from flap_nvflare.sam.segmenter import Segmenter
+
+# Of the code that makes the tokens: raise it with every change of their bytes.
+VERSION = 1
+_NAME = "tokens"
+
+
+class PrefixCache:
+    """Batches of slices with tokens in place of images.
+
+    Args:
+        network: the segmenter; which blocks are frozen is its own matter.
+        runtime: how it runs.
+        store: the site's bounded folder. Without one the tokens stay in memory.
+        memory_bytes: bound of what stays in memory.
+
+    Attributes:
+        made: slices whose tokens were computed here.
+        found: slices whose tokens were kept from before.
+    """
+
+    def __init__(
+        self, network: Segmenter, runtime: Runtime, store: Store, memory_bytes: int = 2 * 10**9
+    ) -> None:
+        self._network = network
+        self._runtime = runtime
+        self._store = store
+        self._room = memory_bytes
+        self._held: dict[str, Tensor] = {}
+        self.made = 0
+        self.found = 0
+
+    def batches(self, loader: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """The batches of `loader`, those with keys with tokens for images.
+
+        A slice that is changed at random anew at every draw has no key, and its batch stays as it
+        is; so does every batch where nothing of the encoder is frozen.
+        """
+        return _Batches(self, loader) if self._network.frozen_blocks else loader
+
+    def tokens(self, images: Tensor, keys: list[str]) -> Tensor:
+        """Tokens (n, grid, grid, width) float32 of images (n, 3, S, S) with their keys."""
+        names = [self._name(key) for key in keys]
+        kept = [self._read(name) for name in names]
+        missing = [index for index, tokens in enumerate(kept) if tokens is None]
+        self.found += len(keys) - len(missing)
+        if missing:
+            made = self._make(images[missing])
+            self.made += len(missing)
+            for index, tokens in zip(missing, made, strict=True):
+                self._write(names[index], tokens)
+                kept[index] = tokens
+        return torch.stack([tokens for tokens in kept if tokens is not None]).float()
+
+    def _make(self, images: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad(), self._runtime.autocast():
+            tokens = self._network.prefix(images.to(self._runtime.device))
+        return tokens.to("cpu", torch.bfloat16)
+
+    def _name(self, key: str) -> str:
+        network, runtime = self._network, self._runtime
+        parts = (
+            str(VERSION),
+            torch.__version__,
+            network.base_sha256,
+            str(network.frozen_blocks),
+            str(dataclasses.replace(runtime, checkpointing=False)),
+            key,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _read(self, name: str) -> Tensor | None:
+        if not self._store.keeps:
+            return self._held.get(name)
+        data = self._store.read(f"{name}.{_NAME}")
+        if data is None:
+            return None
+        try:
+            return load(data)[_NAME]
+        except (SafetensorError, KeyError):
+            self._store.drop(f"{name}.{_NAME}")
+            return None
+
+    def _write(self, name: str, tokens: Tensor) -> None:
+        if self._store.keeps:
+            self._store.write(f"{name}.{_NAME}", save({_NAME: tokens.contiguous()}))
+        elif (size := tokens.numel() * tokens.element_size()) <= self._room:
+            self._held[name] = tokens
+            self._room -= size
+
+
+class _Batches:
+    """An iterable of batches as MONAI's engines take it."""
+
+    def __init__(self, cache: PrefixCache, loader: Iterable[dict[str, Any]]) -> None:
+        self._cache = cache
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._loader:
+            if all(batch["key"]):
+                batch = {**batch, "image": self._cache.tokens(batch["image"], batch["key"])}
+            yield batch
