@@ -30,10 +30,8 @@ class SlicedLora(LoraLinear):
         return out
 
 
-def build_pair(
-    arch: str, image_size: int, classes: int, method: str, rank: int
-) -> tuple[Segmenter, Segmenter]:
-    """Our network and the straightforward one with the same random weights.
+def build_ours(arch: str, image_size: int, classes: int, method: str, rank: int) -> Segmenter:
+    """Our network with random weights, on the CPU.
 
     B of every adapter is drawn as well: at zero, half of an adapter's gradient would vanish.
     """
@@ -43,7 +41,7 @@ def build_pair(
         for name, parameter in sorted(ours.named_parameters()):
             if name.endswith("lora_b"):
                 parameter.normal_(std=0.01, generator=generator)
-    return ours, straightforward(ours, arch, method, rank)
+    return ours
 
 
 def straightforward(ours: Segmenter, arch: str, method: str, rank: int) -> Segmenter:
