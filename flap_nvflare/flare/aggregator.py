@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
@@ -75,7 +76,9 @@ class FlapAggregator(Aggregator):
         if round_index > 0:
             received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
             keep_best(job, received, round_index, job.validation_scores())
+        started = time.perf_counter()
         result = self._rule(job).result()
+        job.aggregation_seconds = time.perf_counter() - started
         job.aggregate, job.turned = result, result.turned
         self._drop_strays(job)
         self.log_info(

@@ -74,14 +74,16 @@ class FlapExecutor(Executor):
     def _train(
         self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
     ) -> Shareable:
-        started = time.perf_counter()
+        clock = Stopwatch()
         dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
         round_index = int(dxo.meta[messages.ROUND])
         workflow = self._open(shareable, fl_ctx)
         self._load(workflow, dxo)
+        clock.lap("open")
         score: dict[str, Any] = {}
         if round_index > 0 and workflow.cases.validation:
             score = workflow.evaluate("validation", should_stop).to_dict()
+        clock.lap("evaluate")
         state = _state_folder(workflow.site, shareable)
         moments = state / f"moments_{round_index - 1}.safetensors"
         if moments.is_file():
@@ -92,17 +94,20 @@ class FlapExecutor(Executor):
             workflow.reset_state()
         progress = self._progress(workflow, fl_ctx)
         report = _train_round(workflow, round_index, state, should_stop, progress)
+        clock.lap("read", beside=("steps", report.seconds))
         tensors, spec = workflow.adapter(), workflow.spec()
         workflow.save_state(state / f"moments_{round_index}.safetensors")
         save_update(state / "adapter.safetensors", tensors, spec)
         (state / f"moments_{round_index - _KEPT_ROUNDS}.safetensors").unlink(missing_ok=True)
+        clock.lap("save")
         figures = {
             "dice": score.get("dice", {}),
             "loss": report.loss,
             "steps": report.steps,
             "slices": report.slices,
             "cases": report.cases,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(sum(clock.seconds.values()), 3),
+            "timings": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
             "synthetic": workflow.site.synthetic,
         }
         weight = _weight(workflow.federation, report.cases, report.slices)
@@ -180,6 +185,23 @@ class FlapExecutor(Executor):
                 )
 
         return show
+
+
+class Stopwatch:
+    """Seconds of a task by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str, beside: tuple[str, float] | None = None) -> None:
+        """Books the time since the last lap, less what is booked `beside` it under another name."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        if beside is not None:
+            self.seconds[beside[0]] = beside[1]
+            self.seconds[name] -= beside[1]
+        self._last = now
 
 
 def _train_round(

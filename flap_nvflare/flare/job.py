@@ -40,6 +40,7 @@ class ServerJob:
         reports: what the sites said with the updates that counted in this round.
         refused: the updates that did not count in this round.
         aggregate: the last result of the rule.
+        aggregation_seconds: what that took once the last update was in.
         ledger: bytes by round, site and direction.
         quorum: updates that must count for a round to stand.
         round_started: time stamp in seconds.
@@ -55,6 +56,7 @@ class ServerJob:
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     aggregate: Aggregate | None = None
+    aggregation_seconds: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
     quorum: int = 1
     round_started: float = 0.0
@@ -118,6 +120,7 @@ class ServerJob:
             "round": round_index,
             "seconds": round(time.time() - self.round_started, 3),
             "validation_dice_received": sum(scores.values()) / len(scores) if scores else None,
+            "aggregation_seconds": round(self.aggregation_seconds, 3),
             "aggregation_error": self.aggregate.error if self.aggregate else None,
             "sites": sites,
             "refused": [dataclasses.asdict(refusal) for refusal in self.refused],

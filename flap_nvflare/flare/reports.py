@@ -14,10 +14,13 @@ from typing import Any
 from flap_nvflare.training.scores import SiteScore
 
 _NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
+# What a site's seconds are spent on: building and loading the network, scoring what came, reading
+# the scans, optimiser steps, writing its state.
+TIMINGS = ("open", "evaluate", "read", "steps", "save")
 
 
 def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """A site's figures of a round: numbers of `_NUMBERS`, `synthetic`, and Dice by class.
+    """A site's figures of a round: `_NUMBERS`, `TIMINGS`, `synthetic`, and Dice by class.
 
     Raises:
         ValueError: if a field is there and is not what its name says.
@@ -32,6 +35,10 @@ def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
         if type(value["synthetic"]) is not bool:
             raise ValueError("synthetic: no truth value")
         report["synthetic"] = value["synthetic"]
+    timings = value.get("timings", {})
+    if not isinstance(timings, Mapping) or not set(timings) <= set(TIMINGS):
+        raise ValueError(f"timings: no seconds of {TIMINGS}")
+    report["timings"] = {name: _number(seconds, name) for name, seconds in timings.items()}
     dice = value.get("dice", {})
     if not isinstance(dice, Mapping):
         raise ValueError("dice: no mapping")

@@ -20,6 +20,7 @@ REPORT = {
     "cases": 2,
     "seconds": 1.5,
     "synthetic": True,
+    "timings": {"open": 0.1, "steps": 1.2},
 }
 SCORE = SiteScore(
     "A", "test", CLASSES, (CaseScore("case_00004", (0.5, None), (0.5, 1.0)),), 2.0
@@ -29,7 +30,7 @@ NUMBERED = SiteScore.from_dict(SCORE).numbered().to_dict()
 
 def test_a_report_passes_without_what_the_server_does_not_know() -> None:
     assert read_report({**REPORT, "patient": "Jane"}, CLASSES) == REPORT
-    assert read_report({}, CLASSES) == {"dice": {}}
+    assert read_report({}, CLASSES) == {"dice": {}, "timings": {}}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,8 @@ def test_a_report_passes_without_what_the_server_does_not_know() -> None:
         {"loss": math.inf},
         {"cases": [1]},
         {"synthetic": "no"},
+        {"timings": {"lunch": 1.0}},
+        {"timings": [1.0]},
     ],
 )
 def test_a_false_report_is_unreadable(change: dict[str, Any]) -> None:
