@@ -181,8 +181,9 @@ def keep_best(
     # Only sites that scored both: a round without a hard site is no better for that.
     if known and sum(scores[site] - known[site] for site in shared) <= 0:
         return False
-    score = sum(scores.values()) / len(scores)
-    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=dict(scores))
+    by_site = dict(sorted(scores.items()))  # in whatever order the sites answered
+    score = sum(by_site.values()) / len(by_site)
+    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=by_site)
     return True
 
 

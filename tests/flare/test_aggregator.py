@@ -212,6 +212,15 @@ def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) ->
     assert keep_best(job, tensors(3), 3, {"A": 0.7, "B": 0.5})
 
 
+def test_the_best_adapters_file_does_not_depend_on_who_answered_first(tmp_path: Path) -> None:
+    scores, files = {"A": 0.1, "B": 0.2, "C": 0.3}, []
+    for order in ("ABC", "CBA"):
+        job = Server(tmp_path / order).job
+        assert keep_best(job, tensors(1), 1, {site: scores[site] for site in order})
+        files.append(job.folder.adapter_path("adapter_best").read_bytes())
+    assert files[0] == files[1]
+
+
 def test_min_sites_above_the_sites_there_are_is_refused() -> None:
     assert quorum_of(Federation(), 6) == 6
     assert quorum_of(Federation(min_sites=4), 6) == 4
