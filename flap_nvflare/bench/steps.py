@@ -34,7 +34,7 @@ class Step:
 
     def __post_init__(self) -> None:
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         self.loss = _loss()
 
     def __call__(self) -> float:
@@ -71,7 +71,7 @@ def make_step(way: str, size: int, batch: int, device: torch.device) -> Step:
         device,
         bf16=way.startswith("bf16"),
         checkpointing="checkpointing" in way,
-        packed=way == "fp32" and device.type == "cpu",
+        packed=device.type == "cpu" and not way.startswith("straight"),
         channels_last=device.type == "cuda" and not way.startswith("straight"),
     )
     if way.startswith("straight"):
@@ -89,7 +89,7 @@ def make_cached_step(size: int, batch: int, bf16: bool, device: torch.device) ->
     network = build_segmenter(
         ARCH, size, CLASSES, "flap", RANK, 0, base="random", lora_blocks=LAST_BLOCKS
     )
-    runtime = Runtime(device, bf16=bf16)
+    runtime = Runtime(device, bf16=bf16, packed=device.type == "cpu")
     place(network, runtime)
     folder = TemporaryDirectory()
     cache = PrefixCache(network, runtime, Store(Path(folder.name), 10**9))
@@ -118,7 +118,7 @@ def make_predictions(
     ours = build_ours(ARCH, size, CLASSES, "flap", RANK)
     encoder = build_image_encoder(architecture(ARCH), size).to(device)
     image, _ = images(size, batch, device)
-    runtime = Runtime(device, bf16=bf16, packed=not bf16 and device.type == "cpu")
+    runtime = Runtime(device, bf16=bf16, packed=device.type == "cpu")
     place(ours, runtime)
     return Prediction(ours, runtime, image), Prediction(encoder, Runtime(device), image)
 

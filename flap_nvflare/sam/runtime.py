@@ -70,9 +70,8 @@ def choose(
     """Decides what is left to `auto`.
 
     bf16 where the device computes in it; checkpointing where a step's activations would take
-    more than 80 % of the free memory; channels-last on a GPU; packed weights on a CPU in float32,
-    where they gain most; the compiler nowhere, since its minutes come back only in long runs.
-    Nothing that changes a rounding depends on free memory: equal seeds give equal bytes.
+    more than 80 % of the free memory; channels-last on a GPU; packed weights on a CPU; the compiler
+    nowhere, since its minutes come back only in long runs. Nothing that changes a rounding depends on free memory: equal seeds give equal bytes.
 
     Args:
         network: the segmenter.
@@ -109,7 +108,7 @@ def choose(
         bf16=bf16,
         checkpointing=_decided(checkpointing, needed > 0.8 * free),
         channels_last=_decided(channels_last, cuda),
-        packed=available() and _decided(packed, device.type == "cpu" and not bf16),
+        packed=available() and _decided(packed, device.type == "cpu"),
         compile=_decided(compile, False),
     )
 
