@@ -17,6 +17,7 @@ ALLOWED = {
     "aggregation": {"torch", "adapter"},
     "bundle": {"torch", "monai", "sam", "training", "data", "adapter"},
     "report": set(),
+    "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
     "flare": {
         "torch", "nvflare", "monai", "sam", "data", "adapter", "training", "aggregation", "bundle",
     },

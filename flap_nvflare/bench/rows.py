@@ -51,7 +51,7 @@ def training(setting: Setting) -> list[Row]:
             for way in ways
         }
         found = in_turn({**made, **products}, setting.repeats, setting.device)
-        operations = steps.arithmetic(size, setting.batch)
+        operations = steps.least_operations(size, setting.batch)
         for way in ways:
             note = f"flap step at {size} px in {way} / {PLAIN} in fp32"
             rows.append(speed(f"train_step_{size}_{way}", found[way], found[PLAIN], note))

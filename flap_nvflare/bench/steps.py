@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flap_nvflare.bench.reference import build_ours, straightforward
 from flap_nvflare.sam.backbone import architecture, build_image_encoder
+from flap_nvflare.sam.packed import Packed, available, product
 from flap_nvflare.sam.runtime import Runtime, place
 from flap_nvflare.sam.segmenter import build_segmenter
 
@@ -123,27 +124,48 @@ def make_predictions(
     return Prediction(ours, runtime, image), Prediction(encoder, Runtime(device), image)
 
 
-def arithmetic(size: int, batch: int) -> int:
-    """Floating-point operations of our step: products of both passes, as torch counts them."""
+def least_operations(size: int, batch: int) -> int:
+    """Floating-point operations that no implementation of our step can leave out.
+
+    Forward pass and gradients of the activations, two operations a multiplication: encoder and
+    attention counted by hand without padded tokens, adapters and their gradients left out;
+    neck, decoder and up-scaler as torch counts them, with the gradients of what trains.
+    """
+    sizes = architecture(ARCH)
+    tokens, width = sizes.grid(size) ** 2, sizes.embed_dim
+    forward = 2 * tokens * 3 * sizes.patch**2 * width  # patches; nothing before them trains
+    forward -= 2 * tokens * 3 * width**2  # and so the first qkv's input needs no gradient
+    for block in range(sizes.depth):
+        whole = block in sizes.global_blocks
+        keys = tokens if whole else min(tokens, sizes.window**2)
+        forward += 2 * (2 * tokens * 12 * width**2)  # qkv, proj, MLP, and their inputs' gradients
+        forward += 3 * (2 * 2 * tokens * keys * width)  # scores and sums; twice that backwards
+    return batch * forward + _decoder_operations(size, batch)
+
+
+def _decoder_operations(size: int, batch: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = torch.device("cpu")
-    image, label = images(size, batch, device)
     network = build_ours(ARCH, size, CLASSES, "flap", RANK)
-    step = Step(network, Runtime(device), lambda: image, label)
+    grid, width = network.arch.grid(size), network.arch.embed_dim
+    tokens = torch.zeros(batch, grid, grid, width, requires_grad=True)
+    network.image_encoder.blocks = nn.ModuleList()
     with FlopCounterMode(display=False) as counter:
-        step()
+        network(tokens).sum().backward()
     return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)
 class Product:
-    """x W^T."""
+    """x W^T, by packed weights where torch has them: the rate to hold a step against."""
 
     x: Tensor
     weight: Tensor
+    layout: Tensor | None = None
 
     def __call__(self) -> Tensor:
+        if self.layout is not None:
+            return product(self.x, self.layout, None)
         return nn.functional.linear(self.x, self.weight)
 
     @property
@@ -156,4 +178,6 @@ def make_product(tokens: int, bf16: bool, device: torch.device) -> Product:
     """The product that most of a step consists of: the first layer of ViT-B's MLP."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     x = torch.randn(tokens, 768, device=device, dtype=dtype)
-    return Product(x, torch.randn(3072, 768, device=device, dtype=dtype))
+    weight = torch.randn(3072, 768, device=device, dtype=dtype)
+    packed = device.type == "cpu" and available()
+    return Product(x, weight, Packed().of(weight, tokens)[0] if packed else None)

@@ -70,8 +70,9 @@ def choose(
     """Decides what is left to `auto`.
 
     bf16 where the device computes in it; checkpointing where a step's activations would take
-    more than 80 % of the free memory; channels-last on a GPU; packed weights on a CPU; the compiler
-    nowhere, since its minutes come back only in long runs. Nothing that changes a rounding depends on free memory: equal seeds give equal bytes.
+    more than 80 % of the free memory; channels-last on a GPU; packed weights on a CPU; the
+    compiler nowhere, since its minutes come back only in long runs. Nothing that changes a
+    rounding depends on free memory: equal seeds give equal bytes.
 
     Args:
         network: the segmenter.
