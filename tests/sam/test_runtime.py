@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from flap_nvflare.sam.backbone import Architecture
 from flap_nvflare.sam.memory import activation_bytes
-from flap_nvflare.sam.runtime import Runtime, choose, lower_frozen, place
+from flap_nvflare.sam.runtime import Runtime, choose, compiled, lower_frozen, place
 from flap_nvflare.sam.segmenter import Segmenter, build_segmenter
 
 CPU = torch.device("cpu")
@@ -62,6 +64,21 @@ def test_options_leave_every_gradient(tiny: Architecture, option: str) -> None:
     assert plain.keys() == other.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(other[name], gradient, msg=name)
+
+
+def test_the_whole_network_can_be_captured_by_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, tiny: Architecture
+) -> None:
+    # Captured and run as it is: generating code for a processor takes minutes.
+    capture = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", capture)
+    results = []
+    for runtime in (Runtime(CPU), Runtime(CPU, compile=True)):
+        model = place(network(tiny), runtime)
+        logits = compiled(model, runtime)(torch.ones(1, 3, 64, 64))
+        logits.square().mean().backward()
+        results.append((logits.detach(), model.image_encoder.blocks[0].attn.qkv.q.lora_b.grad))
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_lowered_weights_are_what_autocast_would_round_them_to(tiny: Architecture) -> None:
