@@ -308,6 +308,11 @@ class Site:
             _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
 
 
+def switch(value: object) -> str:
+    """One of `SWITCHES` as a file may say it: YAML reads a bare on as true, off as false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:
     if not holds:
         shown = f"{name!r}" if what == "name" else f"{name}: {value!r}"

@@ -73,7 +73,7 @@ def training(setting: Setting) -> list[Row]:
 
 
 def full(setting: Setting) -> list[Row]:
-    """Our step against full fine-tuning, straightforward, and ours of all weights."""
+    """Our step against full fine-tuning, straightforward."""
     size = setting.sizes[-1]
     way = "bf16" if setting.bf16 else "fp32"
     made = {
@@ -172,7 +172,7 @@ def largest_batches(setting: Setting) -> list[Row]:
 
 def aggregation(setting: Setting) -> list[Row]:
     """The server's aggregate of 100 sites of ViT-B's size once the last update has arrived."""
-    from flap_nvflare.aggregation.bench_many import measure_many
+    from flap_nvflare.bench.many_sites import measure_many
 
     figures = measure_many((10, 100))
     by = {(one.rule, one.sites): one for one in figures}

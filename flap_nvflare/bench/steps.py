@@ -65,6 +65,8 @@ def images(size: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 def make_step(way: str, size: int, batch: int, device: torch.device) -> Step:
     """One of `WAYS` with method `flap`, or `full` where it says so."""
+    if way not in WAYS:
+        raise ValueError(f"way {way!r} is not known; expected one of {WAYS}")
     image, label = images(size, batch, device)
     method = "full" if way.endswith("full") else "flap"
     network = build_ours(ARCH, size, CLASSES, method, RANK)
@@ -72,7 +74,7 @@ def make_step(way: str, size: int, batch: int, device: torch.device) -> Step:
         device,
         bf16=way.startswith("bf16"),
         checkpointing="checkpointing" in way,
-        packed=device.type == "cpu" and not way.startswith("straight"),
+        packed=available(device, way.startswith("bf16")) and not way.startswith("straight"),
         channels_last=device.type == "cuda" and not way.startswith("straight"),
     )
     if way.startswith("straight"):
@@ -90,7 +92,7 @@ def make_cached_step(size: int, batch: int, bf16: bool, device: torch.device) ->
     network = build_segmenter(
         ARCH, size, CLASSES, "flap", RANK, 0, base="random", lora_blocks=LAST_BLOCKS
     )
-    runtime = Runtime(device, bf16=bf16, packed=device.type == "cpu")
+    runtime = Runtime(device, bf16=bf16, packed=available(device, bf16))
     place(network, runtime)
     folder = TemporaryDirectory()
     cache = PrefixCache(network, runtime, Store(Path(folder.name), 10**9))
@@ -119,7 +121,7 @@ def make_predictions(
     ours = build_ours(ARCH, size, CLASSES, "flap", RANK)
     encoder = build_image_encoder(architecture(ARCH), size).to(device)
     image, _ = images(size, batch, device)
-    runtime = Runtime(device, bf16=bf16, packed=device.type == "cpu")
+    runtime = Runtime(device, bf16=bf16, packed=available(device, bf16))
     place(ours, runtime)
     return Prediction(ours, runtime, image), Prediction(encoder, Runtime(device), image)
 
@@ -179,5 +181,5 @@ def make_product(tokens: int, bf16: bool, device: torch.device) -> Product:
     dtype = torch.bfloat16 if bf16 else torch.float32
     x = torch.randn(tokens, 768, device=device, dtype=dtype)
     weight = torch.randn(3072, 768, device=device, dtype=dtype)
-    packed = device.type == "cpu" and available()
+    packed = available(device, bf16)
     return Product(x, weight, Packed().of(weight, tokens)[0] if packed else None)

@@ -13,6 +13,7 @@ from flap_nvflare.settings import (
     Federation,
     SettingsError,
     Site,
+    switch,
 )
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def make_site(
     checkpoint: str | None = None,
     checkpoint_sha256: str = "",
     device: str = "auto",
-    checkpointing: str = "auto",
-    channels_last: str = "auto",
-    packed: str = "auto",
-    compile: str = "auto",
+    checkpointing: str | bool = "auto",
+    channels_last: str | bool = "auto",
+    packed: str | bool = "auto",
+    compile: str | bool = "auto",
 ) -> Site:
     """A site's disk; what is None comes from the environment.
 
@@ -61,10 +62,10 @@ def make_site(
         checkpoint=str(checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")),
         checkpoint_sha256=str(checkpoint_sha256),
         device=str(device),
-        checkpointing=checkpointing,
-        channels_last=channels_last,
-        packed=packed,
-        compile=compile,
+        checkpointing=switch(checkpointing),
+        channels_last=switch(channels_last),
+        packed=switch(packed),
+        compile=switch(compile),
     )
 
 
@@ -107,7 +108,7 @@ def make_runtime(
         network,
         device,
         federation.precision,
-        federation.batch_size,
+        -(-federation.batch_size // site.processes),
         checkpointing=site.checkpointing,
         channels_last=site.channels_last,
         packed=site.packed,

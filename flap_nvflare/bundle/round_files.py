@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from flap_nvflare.adapter.update import load_update, save_update, write_atomic
+from flap_nvflare.adapter.update import UpdateError, load_update, save_update, write_atomic
 from flap_nvflare.settings import Federation, Site
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ def _save(work: SiteWork, folder: Path, when: str) -> None:
 
 
 def _load(work: SiteWork, folder: Path, when: str) -> None:
-    tensors, _, _ = load_update(folder / f"{when}_adapter.safetensors")
-    work.load_adapter(tensors)
-    # The asking side has already dropped what a turned basis makes worthless.
+    tensors, spec, _ = load_update(folder / f"{when}_adapter.safetensors")
+    if spec != work.spec():
+        raise UpdateError(f"{folder}: holds the adapter of other settings")
+    # The moments first: where they do not load nothing has changed. The asking side has
+    # already dropped what a turned basis makes worthless.
     work.load_state(folder / f"{when}_moments.safetensors", reset_factors=False)
+    work.load_adapter(tensors)

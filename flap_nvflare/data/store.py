@@ -34,11 +34,7 @@ class Store:
         self._limit = limit
         self._opened = time.time_ns()
         self._writes = folder is not None
-
-    @property
-    def keeps(self) -> bool:
-        """Whether there is a folder to keep anything in."""
-        return self._folder is not None
+        self._granted = 0
 
     def read(self, name: str) -> bytes | None:
         """What was written under `name`; None if it is not there or cannot be read."""
@@ -53,18 +49,20 @@ class Store:
             _touch(path)
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Keeps `data`, if there is room; says once if there is none."""
+    def write(self, name: str, data: bytes) -> bool:
+        """Keeps `data`, if there is room, and says whether; logs once if there is none."""
         if self._folder is None or not self._writes:
-            return
+            return False
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._make_room(len(data)):
                 self._stop(f"holds no more than {self._limit / 1e9:g} GB (cache_gb)")
-                return
+                return False
             _place(self._folder / name, data)
         except OSError as error:
             self._stop(f"cannot be written ({error.strerror})")
+            return False
+        return True
 
     def drop(self, name: str) -> None:
         """Removes a file that turned out to be damaged."""
@@ -73,8 +71,15 @@ class Store:
                 (self._folder / name).unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> bool:
-        """Removes the files longest unused until `needed` bytes fit; False if they cannot."""
+        """Removes the files longest unused until `needed` bytes fit; False if they cannot.
+
+        The folder is looked through only when an eighth of the room found last is used up: it
+        may hold a hundred thousand files, and other processes write to it as well.
+        """
         assert self._folder is not None
+        self._granted -= needed
+        if self._granted >= 0:
+            return True
         files = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process was quicker
@@ -86,11 +91,12 @@ class Store:
                 break
             path.unlink(missing_ok=True)
             room += size
+        self._granted = max(0, room - needed) // 8
         return room >= needed
 
     def _stop(self, why: str) -> None:
         self._writes = False
-        logger.warning("the cache %s %s: the other scans stay in memory", self._folder, why)
+        logger.warning("the cache %s %s: what else is made stays in memory", self._folder, why)
 
 
 def _place(path: Path, data: bytes) -> None:

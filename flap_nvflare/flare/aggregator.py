@@ -44,6 +44,7 @@ class FlapAggregator(Aggregator):
         self._counted: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._broken = ""
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Whether the update counts in the current round."""
@@ -72,6 +73,11 @@ class FlapAggregator(Aggregator):
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         with self._lock:  # an answer after this one is too late
             self._closed = True
+        if self._broken:
+            raise RuntimeError(
+                f"round {round_index}: the server failed while it took in the update of site "
+                f"{self._broken} (see its log); go on from the last round"
+            )
         self._check_quorum(job, round_index)
         if round_index > 0:
             received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
@@ -93,7 +99,7 @@ class FlapAggregator(Aggregator):
         with self._lock:
             self._accumulator = None
             self._counted.clear()
-            self._closed = False
+            self._closed, self._broken = False, ""
 
     def _check_quorum(self, job: ServerJob, round_index: int) -> None:
         counted = sorted(self._counted)
@@ -145,6 +151,9 @@ class FlapAggregator(Aggregator):
             self._rule(job).add(one)
         except AggregationError as error:
             return Refusal(one.site, round_index, error.key, str(error))
+        except BaseException:
+            self._broken = one.site  # half of it may be in the sums
+            raise
         return None
 
     def _rule(self, job: ServerJob) -> Accumulator:

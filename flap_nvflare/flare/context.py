@@ -19,6 +19,7 @@ from flap_nvflare.settings import (
     Federation,
     SettingsError,
     Site,
+    switch,
 )
 
 _Number = TypeVar("_Number", int, float)
@@ -114,15 +115,11 @@ def read_site(fl_ctx: FLContext) -> Site:
         device=str(values.get("device") or "auto"),
         state_dir=Path(values.get("state_dir") or home() / "state"),
         synthetic=synthetic,
-        **{name: _switch(values[name]) for name in _HARDWARE if name in values},
+        **{name: switch(values[name]) for name in _HARDWARE if name in values},
         processes=values.get("processes", 1),
         cache_gb=_number(path, values, "cache_gb", Site.cache_gb),
         workers=_number(path, values, "workers", Site.workers),
     )
-
-
-def _switch(value: Any) -> str:
-    return {True: "on", False: "off"}.get(value, str(value))  # YAML reads a bare on as true
 
 
 def _read_site_file(path: Path) -> dict[str, Any]:

@@ -123,7 +123,10 @@ class ServerJob:
             "aggregation_seconds": round(self.aggregation_seconds, 3),
             "aggregation_error": self.aggregate.error if self.aggregate else None,
             "sites": sites,
-            "refused": [dataclasses.asdict(refusal) for refusal in self.refused],
+            "refused": [
+                dataclasses.asdict(refusal)
+                for refusal in sorted(self.refused, key=lambda one: (one.site, one.key, one.reason))
+            ],
         }
 
     @property

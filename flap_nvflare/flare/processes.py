@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from nvflare.utils.process_utils import ProcessAdapter, spawn_process
 
 import flap_nvflare
+from flap_nvflare.adapter.update import UpdateError
 from flap_nvflare.bundle.round_files import RoundFolder
 from flap_nvflare.bundle.torchrun import LAUNCHER_OUTPUT
-from flap_nvflare.training.errors import Stopped, TrainingError
+from flap_nvflare.training.errors import StateError, Stopped, TrainingError
 
 if TYPE_CHECKING:
     from flap_nvflare.training.work import SiteWork, TrainReport
@@ -74,7 +75,7 @@ def train_in_processes(
             _tell(folder, progress)
             if torchrun.poll() != 0:
                 raise TrainingError(_complaint(folder, where, work.site.processes, torchrun.poll()))
-            return folder.take(work)
+            return _result(folder, work, where)
         except TrainingError:
             shutil.rmtree(state / _FAILED, ignore_errors=True)
             shutil.copytree(folder.path, state / _FAILED)
@@ -82,6 +83,13 @@ def train_in_processes(
         finally:
             _end(torchrun)
             shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _result(folder: RoundFolder, work: SiteWork, where: str) -> TrainReport:
+    try:
+        return folder.take(work)
+    except (OSError, UpdateError, StateError, ValueError) as error:
+        raise TrainingError(f"{where}: the processes left no whole result: {error}") from error
 
 
 def _environment() -> dict[str, str]:

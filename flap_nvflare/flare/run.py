@@ -55,7 +55,8 @@ class RunFolder:
             raise UpdateError(
                 f"{path}: made with other settings ({found.method}, rank {found.rank}, base "
                 f"{found.base_sha256[:12]}) than this job's ({spec.method}, rank {spec.rank}, base "
-                f"{spec.base_sha256[:12]}); restore the settings or start a new run"
+                f"{spec.base_sha256[:12]}){_first_difference(found, spec)}; restore the settings "
+                f"or start a new run"
             )
         return tensors, {key: json.loads(value) for key, value in extra.items()}
 
@@ -93,3 +94,14 @@ class RunFolder:
     @property
     def _rounds_path(self) -> Path:
         return self.path / "rounds.jsonl"
+
+
+def _first_difference(found: UpdateSpec, spec: UpdateSpec) -> str:
+    """The first tensor that only one has or that differs in shape, as with other lora_blocks."""
+    for name in sorted({*found.shapes, *spec.shapes}):
+        if found.shapes.get(name) != spec.shapes.get(name):
+            return (
+                f"; {name} is {found.shapes.get(name, 'missing')} in the file, "
+                f"{spec.shapes.get(name, 'missing')} in this job"
+            )
+    return ""

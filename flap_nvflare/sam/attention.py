@@ -12,7 +12,8 @@ nothing but its key and its value, which are the projection's bias.
 
 Two kernels give the same numbers:
 
-- `fused`: torch's scaled_dot_product_attention on q', k' (flash or memory-efficient on a GPU).
+- `fused`: torch's scaled_dot_product_attention on q', k' (on a GPU its memory-efficient kernel:
+  flash would want values as long as q').
 - `chunked`: on a CPU, where it is faster than torch's (`python -m flap_nvflare.bench`): window by
   window, a few heads at a time, so that scores stay in the cache; queries of padded tokens are
   never computed. Its backward pass is written out and needs frozen tables.
@@ -31,7 +32,6 @@ from torch.nn import functional
 
 # Scores that a chunk may hold: 2 MiB in bf16, 4 MiB in float32, about a core's second cache.
 CHUNK = 2**20
-KERNELS = ("auto", "fused", "chunked")
 
 
 class EncoderAttention(nn.Module):
@@ -131,7 +131,7 @@ def fused_attention(qkv: Tensor, pad: Tensor, rows: Tensor, columns: Tensor, hot
     q, k, v = (part.reshape(-1, heads, h * w, d) for part in parts.unbind(0))
     q = _folded_query(q.flatten(0, 1), rows, columns).unflatten(0, (-1, heads))
     k = _folded_key(k.flatten(0, 1), hot).unflatten(0, (-1, heads))
-    missing = -k.shape[-1] % 8  # what flash and memory-efficient kernels ask for
+    missing = -k.shape[-1] % 8  # what the memory-efficient kernel asks for
     if missing:
         q, k = functional.pad(q, (0, missing)), functional.pad(k, (0, missing))
     out = functional.scaled_dot_product_attention(q, k, v, scale=1.0)

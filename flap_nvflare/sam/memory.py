@@ -5,6 +5,7 @@ precision (the residual stream and the layer norms' inputs stay float32):
 
     block       4 T C  twice (inputs of the norms) + b T C (input of the adapters)
                 + 3 b T C (queries, keys, values) + 4 b T C (input of the activation)
+                + 6 b T C (inputs of proj and of the MLP's layers) if their weights train
                 + what the attention's kernel keeps
     chunked     b heads T K, K keys a window (segment_anything's 14 x 14) or all T
     fused       b heads T' (2 (d + 2 side) + 2 d), T' tokens with padding: q', k', v and the result
@@ -27,7 +28,8 @@ def activation_bytes(
     bf16: bool,
     checkpointing: bool = False,
     kernel: str = "chunked",
-    trained_blocks: int = 0,
+    trained_blocks: int | None = None,
+    weights: bool = False,
 ) -> int:
     """Bytes that a training step of method `flap` keeps between its two passes.
 
@@ -39,22 +41,31 @@ def activation_bytes(
         bf16: whether the network runs in bfloat16.
         checkpointing: whether blocks are computed again for the backward pass.
         kernel: `chunked`, `chunked without scores` or `fused`, see `sam.attention`.
-        trained_blocks: last blocks with adapters; 0 means all.
+        trained_blocks: last blocks in which something trains; None means all.
+        weights: whether the encoder's own weights train as well, which keep their inputs.
     """
     sizes, b = architecture(arch), 2 if bf16 else 4
-    encoder = _encoder(sizes, image_size, b, checkpointing, kernel, trained_blocks)
+    trained = sizes.depth if trained_blocks is None else trained_blocks
+    kept = 14 * b if weights else 8 * b  # of every token and channel of a block
+    encoder = _encoder(sizes, image_size, b, kept, checkpointing, kernel, trained)
     return batch * (encoder + _decoder(sizes, image_size, classes, b))
 
 
 def _encoder(
-    sizes: Architecture, image_size: int, b: int, checkpointing: bool, kernel: str, trained: int
+    sizes: Architecture,
+    image_size: int,
+    b: int,
+    kept: int,
+    checkpointing: bool,
+    kernel: str,
+    trained: int,
 ) -> int:
     tokens, c = sizes.grid(image_size) ** 2, sizes.embed_dim
     blocks = [
-        8 * tokens * c + 8 * b * tokens * c + _attention(sizes, image_size, index, b, kernel)
-        for index in range(sizes.depth - (trained or sizes.depth), sizes.depth)
+        (8 + kept) * tokens * c + _attention(sizes, image_size, index, b, kernel)
+        for index in range(sizes.depth - trained, sizes.depth)
     ]
-    if checkpointing:
+    if checkpointing and blocks:
         return max(blocks) + len(blocks) * 4 * tokens * c
     return sum(blocks)
 

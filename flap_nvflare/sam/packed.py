@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def available() -> bool:
-    """Whether this torch has the operators."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+def available(device: torch.device, bf16: bool) -> bool:
+    """Whether torch and the processor have the operators for this precision."""
+    names = ["_reorder_linear_weight", "_linear_pointwise"]
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if bf16:
+        names.append("_is_mkldnn_bf16_supported")
+    has = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return has and (not bf16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 class Packed:

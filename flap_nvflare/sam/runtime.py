@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -94,23 +95,39 @@ def choose(
         if value not in SWITCHES:
             raise ValueError(f"{name}: {value!r} is unknown; expected one of {SWITCHES}")
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    cuda = device.type == "cuda"
-    needed = activation_bytes(
-        network.arch,
-        network.image_size,
-        batch,
-        network.classes,
-        bf16,
-        kernel="chunked" if device.type == "cpu" else "fused",
-    )
+    packable = available(device, bf16)
+    if packed == "on" and not packable:
+        raise ValueError(
+            f"packed: 'on' cannot be met on {device} in {'bf16' if bf16 else 'fp32'}; take 'auto'"
+        )
+    needed = step_bytes(network, batch, device, bf16)
     free = free_memory(device) if memory_bytes is None else memory_bytes
     return Runtime(
         device=device,
         bf16=bf16,
         checkpointing=_decided(checkpointing, needed > 0.8 * free),
-        channels_last=_decided(channels_last, cuda),
-        packed=available() and _decided(packed, device.type == "cpu"),
+        channels_last=_decided(channels_last, device.type == "cuda"),
+        packed=_decided(packed, packable and compile != "on"),  # the compiler has its own layouts
         compile=_decided(compile, False),
+    )
+
+
+def step_bytes(network: Segmenter, batch: int, device: torch.device, bf16: bool) -> int:
+    """What a training step of the network keeps between its two passes, see `sam.memory`."""
+    blocks = network.image_encoder.blocks
+    weights = any(
+        parameter.requires_grad and "lora" not in name
+        for name, parameter in blocks.named_parameters()
+    )
+    return activation_bytes(
+        network.arch,
+        network.image_size,
+        batch,
+        network.classes,
+        bf16,
+        kernel="chunked" if device.type == "cpu" and not weights else "fused",
+        trained_blocks=len(blocks) - network.frozen_blocks,
+        weights=weights,
     )
 
 
@@ -133,6 +150,9 @@ def place(network: Segmenter, runtime: Runtime) -> Segmenter:
         pack(network.image_encoder)
     network.channels_last = runtime.channels_last
     network.image_encoder.checkpointing = runtime.checkpointing
+    blocks: list[Any] = list(network.image_encoder.blocks)
+    for block in blocks:
+        block.attn.keep_scores = not runtime.checkpointing
     return network
 
 
@@ -174,7 +194,12 @@ def _left_in_group() -> float:
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii").strip()
+        used = float((group / "memory.current").read_text(encoding="ascii"))
+        details = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return float("inf")
-    return float("inf") if limit == "max" else float(limit) - float(used)
+    if limit == "max":
+        return float("inf")
+    # Files that were read count as used, but make room when it is needed.
+    files = sum(float(line.split()[1]) for line in details if line.startswith("inactive_file "))
+    return float(limit) - used + files

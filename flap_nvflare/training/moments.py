@@ -94,8 +94,9 @@ def load_moments(
             continue
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            # AdamW counts on the CPU wherever the parameter lives.
-            kind: tensor.clone() if kind == "step" else tensor.to(parameter.device, copy=True)
+            # AdamW counts on the CPU wherever the parameter lives. Moments lie in memory as
+            # their parameter does: the fused step walks over all three in order of storage.
+            kind: tensor.clone() if kind == "step" else torch.empty_like(parameter).copy_(tensor)
             for kind, tensor in state.items()
         }
 

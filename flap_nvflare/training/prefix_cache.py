@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,21 +67,22 @@ class PrefixCache:
     def tokens(self, images: Tensor, keys: list[str]) -> Tensor:
         """Tokens (n, grid, grid, width) float32 of images (n, 3, S, S) with their keys."""
         names = [self._name(key) for key in keys]
-        kept = [self._read(name) for name in names]
-        missing = [index for index, tokens in enumerate(kept) if tokens is None]
-        self.found += len(keys) - len(missing)
-        if missing:
-            made = self._make(images[missing])
-            self.made += len(missing)
-            for index, tokens in zip(missing, made, strict=True):
-                self._write(names[index], tokens)
-                kept[index] = tokens
-        return torch.stack([tokens for tokens in kept if tokens is not None]).float()
+        kept: list[Any] = [self._read(name) for name in names]
+        for index, tokens in enumerate(kept):
+            if tokens is None:
+                kept[index] = self._make(images[index])
+                self._write(names[index], kept[index])
+                self.made += 1
+            else:
+                self.found += 1
+        return torch.stack(kept).float()
 
-    def _make(self, images: Tensor) -> Tensor:
+    def _make(self, image: Tensor) -> Tensor:
+        # One by one: a product may round otherwise in a batch, and which slices are missing
+        # depends on what was kept.
         with torch.inference_mode(False), torch.no_grad(), self._runtime.autocast():
-            tokens = self._network.prefix(images.to(self._runtime.device))
-        return tokens.to("cpu", torch.bfloat16)
+            tokens = self._network.prefix(image[None].to(self._runtime.device))
+        return tokens[0].to("cpu", torch.bfloat16)
 
     def _name(self, key: str) -> str:
         network, runtime = self._network, self._runtime
@@ -90,28 +92,39 @@ class PrefixCache:
             network.base_sha256,
             str(network.frozen_blocks),
             str(dataclasses.replace(runtime, checkpointing=False)),
+            str(torch.get_num_threads()),
             key,
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _read(self, name: str) -> Tensor | None:
-        if not self._store.keeps:
-            return self._held.get(name)
+        if name in self._held:
+            return self._held[name]
         data = self._store.read(f"{name}.{_NAME}")
         if data is None:
             return None
         try:
-            return load(data)[_NAME]
+            found = load(data)
+            tokens = found[_NAME]
+            if int(found["crc32"]) == _checksum(tokens):
+                return tokens
         except (SafetensorError, KeyError):
-            self._store.drop(f"{name}.{_NAME}")
-            return None
+            pass
+        self._store.drop(f"{name}.{_NAME}")
+        return None
 
     def _write(self, name: str, tokens: Tensor) -> None:
-        if self._store.keeps:
-            self._store.write(f"{name}.{_NAME}", save({_NAME: tokens.contiguous()}))
-        elif (size := tokens.numel() * tokens.element_size()) <= self._room:
+        data = save({_NAME: tokens.contiguous(), "crc32": torch.tensor(_checksum(tokens))})
+        if self._store.write(f"{name}.{_NAME}", data):
+            return
+        if (size := tokens.numel() * tokens.element_size()) <= self._room:
             self._held[name] = tokens
             self._room -= size
+
+
+def _checksum(tokens: Tensor) -> int:
+    array: Any = tokens.contiguous().view(torch.uint8).numpy()
+    return zlib.crc32(array)
 
 
 class _Batches:

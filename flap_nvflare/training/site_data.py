@@ -52,6 +52,7 @@ class SiteData:
         self.names = tuple(site.name.split(POOL))
         self._prepared: dict[tuple[str, str], tuple[Prepared, ...]] = {}
         self._windows: dict[str, Window] = {}
+        self._shard = (0, 1)
         self._loader: tuple[DataLoader, ForegroundSampler] | None = None
 
     @cached_property
@@ -171,8 +172,8 @@ class SiteData:
             shard: rank and count of the processes that share every batch, see `RankBatches`.
         """
         seed = derive_seed(self.federation.seed, self.site.name, round_index)
-        if self._loader is None:
-            self._loader = self._make_loader(should_stop, shard)
+        if self._loader is None or self._shard != shard:
+            self._loader, self._shard = self._make_loader(should_stop, shard), shard
         loader, sampler = self._loader
         sampler.begin(
             derive_seed(seed, "sampler"),
@@ -210,6 +211,8 @@ class SiteData:
             generator=torch.Generator(),
             num_workers=self.site.workers,
             persistent_workers=self.site.workers > 0,
+            # Not forked: FLARE's process has threads, whose locks a fork would copy.
+            multiprocessing_context="forkserver" if self.site.workers else None,
         )
         return loader, sampler
 

@@ -66,6 +66,19 @@ def test_what_is_in_use_stays_and_the_bound_holds(
     assert held(tmp_path) == ["b", "e"]
 
 
+def test_the_folder_is_not_looked_through_at_every_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: looks.append(self) or iterdir(self))
+    store = Store(tmp_path, 10_000)
+    for number in range(100):
+        assert store.write(f"{number:02d}", b"x" * 90)
+    assert len(looks) < 40
+    assert not store.write("more", b"x" * 1001)
+
+
 @pytest.fixture
 def four_bytes() -> Iterator[None]:
     """No file may grow beyond four bytes, as if the disk were full after them."""

@@ -203,6 +203,38 @@ def test_what_the_rule_refuses_is_named(tmp_path: Path) -> None:
     assert server.accept("F", message("F"))  # a refused answer may be mended
 
 
+def test_a_round_in_which_the_server_itself_failed_gives_no_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(tmp_path / "run", quorum=1)
+    assert server.accept("A", message("A"))
+
+    def run_out(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.aggregator._rule(server.job)._products, "add", run_out)
+        with pytest.raises(MemoryError):
+            server.accept("B", message("B"))
+    with pytest.raises(RuntimeError, match="update of site B"):
+        server.aggregate()
+    server.aggregator.reset(server.context)
+    assert server.accept("B", message("B"))
+    server.aggregate()
+
+
+def test_refusals_are_listed_by_site(tmp_path: Path) -> None:
+    lines = []
+    for name, sites in (("first", "CB"), ("second", "BC")):
+        server = Server(tmp_path / name, quorum=1)
+        server.accept("A", message("A"))
+        for site in sites:
+            server.accept(site, message(site, **{messages.ROUND: 0}))
+        server.aggregate()
+        lines.append([one["site"] for one in server.job.round_line(1)["refused"]])
+    assert lines == [["B", "C"], ["B", "C"]]
+
+
 def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) -> None:
     job = Server(tmp_path / "run").job
     assert keep_best(job, tensors(1), 1, {"A": 0.8, "B": 0.3})

@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import torch
 
+from flap_nvflare.sam import runtime as module
 from flap_nvflare.sam.backbone import Architecture
 from flap_nvflare.sam.memory import activation_bytes
-from flap_nvflare.sam.runtime import Runtime, choose, compiled, lower_frozen, place
+from flap_nvflare.sam.runtime import Runtime, choose, compiled, lower_frozen, place, step_bytes
 from flap_nvflare.sam.segmenter import Segmenter, build_segmenter
 
 CPU = torch.device("cpu")
@@ -51,6 +52,25 @@ def test_a_wrong_choice_is_named(tiny: Architecture) -> None:
         choose(network(tiny), CPU, "fp32", 4, compile="yes")
 
 
+def test_packing_that_cannot_be_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny: Architecture
+) -> None:
+    monkeypatch.setattr(module, "available", lambda device, bf16: not bf16)
+    assert choose(network(tiny), CPU, "bf16", 4).packed is False
+    assert choose(network(tiny), CPU, "fp32", 4).packed is True
+    assert choose(network(tiny), CPU, "fp32", 4, compile="on").packed is False
+    with pytest.raises(ValueError, match="packed: 'on' cannot be met on cpu in bf16"):
+        choose(network(tiny), CPU, "bf16", 4, packed="on")
+
+
+def test_memory_is_counted_for_what_trains(tiny: Architecture) -> None:
+    def needed(method: str, blocks: int = 0) -> int:
+        model = build_segmenter(tiny, 64, 2, method, 2, seed=0, base="random", lora_blocks=blocks)
+        return step_bytes(model, 4, CPU, bf16=False)
+
+    assert needed("partial_decoder") < needed("flap", 1) < needed("flap") < needed("full")
+
+
 def test_the_choice_is_told_in_words() -> None:
     assert str(Runtime(CPU)) == "cpu, fp32"
     text = str(Runtime(CPU, bf16=True, channels_last=True, checkpointing=True))
@@ -82,11 +102,11 @@ def test_the_whole_network_can_be_captured_by_the_compiler(
 
 
 def test_lowered_weights_are_what_autocast_would_round_them_to(tiny: Architecture) -> None:
-    runtime = Runtime(CPU, bf16=True)
+    way = Runtime(CPU, bf16=True)
     image = torch.randn(1, 3, 64, 64)
     plain, lowered = network(tiny), network(tiny)
     lower_frozen(lowered)
-    with runtime.autocast():
+    with way.autocast():
         assert torch.equal(plain(image), lowered(image))
     kinds = {p.dtype for p in lowered.parameters() if p.requires_grad}
     assert kinds == {torch.float32}

@@ -105,3 +105,21 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, content: bytes | Non
     parameters, optimizer = start()
     with pytest.raises(StateError, match=r"moments\.safetensors: cannot be read"):
         load_moments(path, optimizer, parameters, reset_factors=False)
+
+
+def test_moments_follow_their_parameters_layout(tmp_path: Path) -> None:
+    """The fused step walks over storage: moments of another layout would be other entries'."""
+
+    def run(through_file: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        kernel = torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last)
+        parameters = {"conv": torch.nn.Parameter(kernel)}
+        optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.1, fused=True)
+        for _ in range(2):
+            step(parameters, optimizer, 2)
+            if through_file:
+                save_moments(tmp_path / "m.safetensors", optimizer, parameters)
+                load_moments(tmp_path / "m.safetensors", optimizer, parameters, False)
+        return parameters["conv"].detach()
+
+    assert torch.equal(run(True), run(False))

@@ -1,4 +1,4 @@
-"""Times the cut by QR against the dense SVD: `python -m flap_nvflare.aggregation.bench`.
+"""Times the cut by QR against the dense SVD: `python -m flap_nvflare.bench.aggregation`.
 
 The dense way forms every weighted mean product and decomposes it. Both ways run in turn in
 this process, on the same float32 factors, in float64; each is timed by its fastest run.
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
-from flap_nvflare.aggregation.bench_many import updates
 from flap_nvflare.aggregation.mean import Mean
 from flap_nvflare.aggregation.rule import Aggregate, Contribution, fold
 from flap_nvflare.aggregation.svd import Svd
+from flap_nvflare.bench.many_sites import updates
 
 Result = TypeVar("Result")
 
@@ -145,7 +145,7 @@ def _difference(cut: Aggregate, dense: dict[str, Tensor]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the figures as text, or with --json as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m flap_nvflare.aggregation.bench",
+        prog="python -m flap_nvflare.bench.aggregation",
         description="Time the cut by QR against the SVD of the dense mean products.",
     )
     for name, value in (("layers", 24), ("side", 768), ("sites", 6), ("rank", 32), ("repeats", 3)):

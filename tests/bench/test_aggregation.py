@@ -6,7 +6,7 @@ import pytest
 import torch
 from aggregation_cases import exact_products
 
-from flap_nvflare.aggregation import bench
+from flap_nvflare.bench import aggregation as bench
 
 _SMALL = ["--layers", "2", "--side", "24", "--sites", "3", "--rank", "4", "--repeats", "1"]
 

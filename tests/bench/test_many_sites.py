@@ -5,7 +5,7 @@ import math
 import pytest
 
 from flap_nvflare.aggregation import RULES, aggregate
-from flap_nvflare.aggregation.bench_many import VIT_B, measure_many, measure_sites, updates
+from flap_nvflare.bench.many_sites import VIT_B, measure_many, measure_sites, updates
 
 _SMALL = {"q.lora_a": (4, 16), "q.lora_b": (24, 4), "head": (7,)}
 
