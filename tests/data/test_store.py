@@ -8,6 +8,7 @@ import resource
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,22 +80,26 @@ def test_the_folder_is_not_looked_through_at_every_write(
     assert not store.write("more", b"x" * 1001)
 
 
-@pytest.fixture
+@contextmanager
 def four_bytes() -> Iterator[None]:
-    """No file may grow beyond four bytes, as if the disk were full after them."""
+    """No file may grow beyond four bytes, as if the disk were full after them.
+
+    Not a fixture: pytest's own report may go to a file.
+    """
     own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, most))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
 
 
-@pytest.mark.usefixtures("four_bytes")
 def test_a_full_disk_is_said_once_and_leaves_no_half_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path, 100)
-    store.write("ab", b"four")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), four_bytes():
+        store.write("ab", b"four")
         store.write("cd", b"bytes")
         store.write("ef", b"four")
     assert held(tmp_path) == ["ab"]
