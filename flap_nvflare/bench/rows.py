@@ -174,13 +174,13 @@ def aggregation(setting: Setting) -> list[Row]:
     """The server's aggregate of 100 sites of ViT-B's size once the last update has arrived."""
     from flap_nvflare.bench.many_sites import measure_many
 
-    figures = measure_many((10, 100))
+    figures = measure_many((20, 100))
     by = {(one.rule, one.sites): one for one in figures}
     rows = []
     for rule in sorted({one.rule for one in figures}):
-        many, few = by[rule, 100], by[rule, 10]
+        many, few = by[rule, 100], by[rule, 20]
         name = "aggregate_100_sites_seconds" + ("" if rule == "svd" else f"_{rule}")
-        note = f"rule {rule}: 100 sites / 10 sites, from the last arrival"
+        note = f"rule {rule}: 100 sites / 20 sites, from the last arrival"
         rows.append(Row(name, many.result_seconds, few.result_seconds, None, "s", note))
         rows.append(
             share(
@@ -188,7 +188,7 @@ def aggregation(setting: Setting) -> list[Row]:
                 many.peak_bytes / 2**20,
                 few.peak_bytes / 2**20,
                 "MiB",
-                f"rule {rule}: peak with 100 sites / with 10",
+                f"rule {rule}: peak with 100 sites / with 20",
             )
         )
     return rows

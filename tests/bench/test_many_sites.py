@@ -30,6 +30,7 @@ def test_memory_counts_what_a_rule_holds() -> None:
     assert figures.peak_bytes > 16e6
 
 
+@pytest.mark.slow
 def test_each_rule_and_count_is_measured_in_turn() -> None:
     found = measure_many((1, 2), ("mean",), _SMALL)
     assert [(one.rule, one.sites) for one in found] == [("mean", 1), ("mean", 2)]

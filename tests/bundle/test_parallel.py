@@ -23,6 +23,9 @@ from flap_nvflare.settings import Federation, Site
 Tensors = dict[str, torch.Tensor]
 
 
+pytestmark = pytest.mark.slow  # each process of a round imports for seconds
+
+
 def torchrun(*arguments: str, folder: Path) -> str:
     """Runs two processes to their end and returns what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

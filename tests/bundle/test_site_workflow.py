@@ -83,6 +83,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(
     assert not same(adapters[0], adapters[2])
 
 
+@pytest.mark.slow
 def test_weights_and_views_reach_the_training_whatever_the_workers(
     federation: Federation, site: Site
 ) -> None:

@@ -155,6 +155,7 @@ def test_an_abort_ends_all_processes_within_seconds(
     assert not list((tmp_path / STATE).iterdir())
 
 
+@pytest.mark.slow
 def test_an_abort_while_the_processes_start_ends_them(context: SiteContext, tmp_path: Path) -> None:
     signal = Signal()
     timer = threading.Timer(3.0, signal.trigger, (True,))
@@ -166,6 +167,7 @@ def test_an_abort_while_the_processes_start_ends_them(context: SiteContext, tmp_
     assert not children()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_processes_is_the_rounds(
     context: SiteContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
