@@ -27,6 +27,8 @@ from test_executor import SiteContext, train_task
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.executor import FlapExecutor
 
+pytestmark = pytest.mark.slow  # each process of a round imports for seconds
+
 STATE = "home/state/fed_kits/20260101-000000/A"
 
 
@@ -112,7 +114,6 @@ def test_two_processes_give_a_reply_as_one_does(context: SiteContext, tmp_path: 
     assert not children()
 
 
-@pytest.mark.slow
 def test_a_killed_process_fails_the_round_and_the_next_one_works(
     context: SiteContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -155,7 +156,6 @@ def test_an_abort_ends_all_processes_within_seconds(
     assert not list((tmp_path / STATE).iterdir())
 
 
-@pytest.mark.slow
 def test_an_abort_while_the_processes_start_ends_them(context: SiteContext, tmp_path: Path) -> None:
     signal = Signal()
     timer = threading.Timer(3.0, signal.trigger, (True,))
@@ -167,7 +167,6 @@ def test_an_abort_while_the_processes_start_ends_them(context: SiteContext, tmp_
     assert not children()
 
 
-@pytest.mark.slow
 def test_an_error_of_the_processes_is_the_rounds(
     context: SiteContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,7 +181,6 @@ def test_an_error_of_the_processes_is_the_rounds(
     assert not any("case_" in text for text in errors)
 
 
-@pytest.mark.slow
 def test_no_process_outlives_the_one_that_asked(context: SiteContext, tmp_path: Path) -> None:
     script = tmp_path / "ask.py"
     script.write_text(
