@@ -30,6 +30,8 @@ METHODS = (
 CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
 SWITCHES = ("auto", "on", "off")
+# The switches of a site: how its hardware runs the network.
+HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
 
 
 class SettingsError(ValueError):
@@ -300,7 +302,7 @@ class Site:
             self.device,
             f"cpu, cuda or auto where processes is {self.processes}: each has a GPU of its own",
         )
-        for name in ("checkpointing", "channels_last", "packed", "compile"):
+        for name in HARDWARE:
             value = getattr(self, name)
             _require(value in SWITCHES, name, value, f"one of {SWITCHES}")
         for name, (low, high) in {"cache_gb": (0.0, 1e6), "workers": (0, 256)}.items():

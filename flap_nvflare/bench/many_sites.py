@@ -7,19 +7,18 @@ in, and dropped, as at a server. On Linux, whose /proc tells the peak of memory.
 from __future__ import annotations
 
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B
 from flap_nvflare.aggregation import RULES, Contribution, accumulator
+from flap_nvflare.bench.timing import process_bytes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -113,7 +112,7 @@ def measure_many(
 def measure_sites(rule: str, sites: int, shapes: Shapes = VIT_B) -> SiteFigures:
     """Measures one rule with one number of sites in this process."""
     _warm_up(rule)
-    before = _memory("VmRSS")
+    before = process_bytes("VmRSS")
     collected, seconds = accumulator(rule), []
     for one in updates(shapes, sites):
         started = time.perf_counter()
@@ -129,7 +128,7 @@ def measure_sites(rule: str, sites: int, shapes: Shapes = VIT_B) -> SiteFigures:
         fold_seconds=statistics.median(seconds),
         slowest_fold_seconds=max(seconds),
         result_seconds=seconds[-1] + finished,
-        peak_bytes=_memory("VmHWM") - before,
+        peak_bytes=process_bytes("VmHWM") - before,
         error=result.error,
     )
 
@@ -141,15 +140,3 @@ def _warm_up(rule: str) -> None:
         for one in updates(_adapters("warm", 1, 64, 64, 16), count):
             collected.add(one)
         collected.result()
-
-
-def _memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, or VmHWM at its peak.
-
-    Not getrusage: its peak begins with that of the process that started this one.
-    """
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {field}; measure on Linux")
-    return int(found[1]) * 1024

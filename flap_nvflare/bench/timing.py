@@ -85,14 +85,21 @@ def peak_bytes(way: Callable[[], object], device: torch.device) -> int:
         way()
         return torch.cuda.max_memory_allocated(device) - held
     gc.collect()
-    held = _status("VmRSS")
+    held = process_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     way()
-    return _status("VmHWM") - held
+    return process_bytes("VmHWM") - held
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def process_bytes(field: str) -> int:
+    """Bytes of this process: `VmRSS` now, or `VmHWM` at its peak.
+
+    Not getrusage: its peak begins with that of the process that started this one.
+
+    Raises:
+        OSError: where /proc does not tell, which only Linux's does.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}; measure on Linux")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flap_nvflare.settings import (
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
+    HARDWARE,
     Federation,
     SettingsError,
     Site,
@@ -109,10 +110,7 @@ def make_runtime(
         device,
         federation.precision,
         -(-federation.batch_size // site.processes),
-        checkpointing=site.checkpointing,
-        channels_last=site.channels_last,
-        packed=site.packed,
-        compile=site.compile,
+        **{name: getattr(site, name) for name in HARDWARE},
     )
     logger.info("site %s: the network runs on %s", site.name, runtime)
     return runtime

@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import Case
-from flap_nvflare.data.store import Store
+from flap_nvflare.data.store import Store, checksum
 from flap_nvflare.data.volume import Volume, load_volume
 from flap_nvflare.data.window import PERCENTILES, Window
 
@@ -241,7 +241,7 @@ def _stamp(case: Case) -> list[tuple[str, int, int]]:
 
 def _pack(tensors: dict[str, Tensor]) -> bytes:
     """A safetensors file with a checksum: its own header only knows how long it should be."""
-    return save({**tensors, "crc32": torch.tensor(_checksum(tensors))})
+    return save({**tensors, "crc32": torch.tensor(checksum([tensors[name] for name in _TENSORS]))})
 
 
 def _unpack(data: bytes) -> dict[str, Tensor]:
@@ -249,14 +249,6 @@ def _unpack(data: bytes) -> dict[str, Tensor]:
     found = tensors.pop("crc32", None)
     if sorted(tensors) != sorted(_TENSORS) or found is None:
         raise ValueError(f"it holds {sorted(tensors)}")
-    if int(found) != _checksum(tensors):
+    if int(found) != checksum([tensors[name] for name in _TENSORS]):
         raise ValueError("its checksum differs")
     return tensors
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    checksum = 0
-    for name in _TENSORS:
-        array: Any = tensors[name].numpy().reshape(-1).view(np.uint8)
-        checksum = zlib.crc32(array, checksum)
-    return checksum

@@ -11,8 +11,14 @@ import contextlib
 import logging
 import os
 import time
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkstemp
+from typing import Any
+
+import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +103,18 @@ class Store:
     def _stop(self, why: str) -> None:
         self._writes = False
         logger.warning("the cache %s %s: what else is made stays in memory", self._folder, why)
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 of the tensors' bytes, one after the other.
+
+    For what is kept: a safetensors header only knows how long its file should be.
+    """
+    result = 0
+    for tensor in tensors:
+        array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        result = zlib.crc32(array, result)
+    return result
 
 
 def _place(path: Path, data: bytes) -> None:

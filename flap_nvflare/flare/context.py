@@ -16,6 +16,7 @@ from nvflare.apis.workspace import Workspace
 from flap_nvflare.settings import (
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
+    HARDWARE,
     Federation,
     SettingsError,
     Site,
@@ -28,7 +29,6 @@ HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
 SITE_FILE = "flap_site.yaml"
-_HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
 
 
 def home() -> Path:
@@ -115,7 +115,7 @@ def read_site(fl_ctx: FLContext) -> Site:
         device=str(values.get("device") or "auto"),
         state_dir=Path(values.get("state_dir") or home() / "state"),
         synthetic=synthetic,
-        **{name: switch(values[name]) for name in _HARDWARE if name in values},
+        **{name: switch(values[name]) for name in HARDWARE if name in values},
         processes=values.get("processes", 1),
         cache_gb=_number(path, values, "cache_gb", Site.cache_gb),
         workers=_number(path, values, "workers", Site.workers),
@@ -125,7 +125,7 @@ def read_site(fl_ctx: FLContext) -> Site:
 def _read_site_file(path: Path) -> dict[str, Any]:
     allowed = {
         "data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site", "processes",
-        "cache_gb", "workers", *_HARDWARE,
+        "cache_gb", "workers", *HARDWARE,
     }  # fmt: skip
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}

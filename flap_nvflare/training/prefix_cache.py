@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from flap_nvflare.data.store import Store
+from flap_nvflare.data.store import Store, checksum
 from flap_nvflare.sam.runtime import Runtime
 from flap_nvflare.sam.segmenter import Segmenter
 
@@ -66,15 +65,17 @@ class PrefixCache:
 
     def tokens(self, images: Tensor, keys: list[str]) -> Tensor:
         """Tokens (n, grid, grid, width) float32 of images (n, 3, S, S) with their keys."""
-        names = [self._name(key) for key in keys]
-        kept: list[Any] = [self._read(name) for name in names]
-        for index, tokens in enumerate(kept):
+        made_by, kept = self._maker(), []
+        for image, key in zip(images, keys, strict=True):
+            name = hashlib.sha256(f"{made_by}\n{key}".encode()).hexdigest()
+            tokens = self._read(name)
             if tokens is None:
-                kept[index] = self._make(images[index])
-                self._write(names[index], kept[index])
+                tokens = self._make(image)
+                self._write(name, tokens)
                 self.made += 1
             else:
                 self.found += 1
+            kept.append(tokens)
         return torch.stack(kept).float()
 
     def _make(self, image: Tensor) -> Tensor:
@@ -84,7 +85,8 @@ class PrefixCache:
             tokens = self._network.prefix(image[None].to(self._runtime.device))
         return tokens[0].to("cpu", torch.bfloat16)
 
-    def _name(self, key: str) -> str:
+    def _maker(self) -> str:
+        """All that decides the tokens besides the slice."""
         network, runtime = self._network, self._runtime
         parts = (
             str(VERSION),
@@ -93,9 +95,8 @@ class PrefixCache:
             str(network.frozen_blocks),
             str(dataclasses.replace(runtime, checkpointing=False)),
             str(torch.get_num_threads()),
-            key,
         )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return "\n".join(parts)
 
     def _read(self, name: str) -> Tensor | None:
         if name in self._held:
@@ -106,7 +107,7 @@ class PrefixCache:
         try:
             found = load(data)
             tokens = found[_NAME]
-            if int(found["crc32"]) == _checksum(tokens):
+            if int(found["crc32"]) == checksum([tokens]):
                 return tokens
         except (SafetensorError, KeyError):
             pass
@@ -114,17 +115,12 @@ class PrefixCache:
         return None
 
     def _write(self, name: str, tokens: Tensor) -> None:
-        data = save({_NAME: tokens.contiguous(), "crc32": torch.tensor(_checksum(tokens))})
+        data = save({_NAME: tokens.contiguous(), "crc32": torch.tensor(checksum([tokens]))})
         if self._store.write(f"{name}.{_NAME}", data):
             return
         if (size := tokens.numel() * tokens.element_size()) <= self._room:
             self._held[name] = tokens
             self._room -= size
-
-
-def _checksum(tokens: Tensor) -> int:
-    array: Any = tokens.contiguous().view(torch.uint8).numpy()
-    return zlib.crc32(array)
 
 
 class _Batches:

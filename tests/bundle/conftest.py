@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+from rank_rounds import SETTINGS
 from scan_files import write_sites
 
 from flap_nvflare.settings import Federation, Site
 
 # A numpy or scipy built for many cores must not start them in every subprocess.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-SETTINGS: dict[str, Any] = {
-    "base": "random",
-    "image_size": 32,
-    "rank": 2,
-    "rounds": 2,
-    "batch_size": 4,
-    "validation_fraction": 0.34,
-    "threads": 1,
-    "seed": 3,
-}
 
 
 @pytest.fixture(scope="session")
