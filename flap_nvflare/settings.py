@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,32 @@ class Federation:
         rank: rank of every low-rank adapter.
         lora_blocks: the encoder's last blocks that have adapters; 0 for all. What comes before
             them never changes, and is computed once for each slice.
-        rule: how updates are aggregated: `svd` (the paper's) or `mean`.
+        rule: how updates are aggregated, one of `flap-nvflare rules`; `svd` is the paper's.
+        gauge: basis of factors that a rule makes from products: `balanced`, `paper`, or `aligned`
+            (turned back as near as can be to the adapter that the sites started from).
+        moments: what happens to the optimisers' moments of factors whose basis has turned:
+            `reset`, or `keep`.
+        energy: share of a residual's squared norm that is sent; 1 for all of it.
+        hostile: sites of which the robust rules assume the worst.
+        site_ranks: rank by site, where the sites' ranks differ; those not named have `rank`,
+            which is the largest.
+        optimizer: how rounds become learning: `fedavg`, `fedprox`, `fednova`, `scaffold`,
+            `fedavgm` (server momentum) or `fedadam`.
+        proximal_weight: mu of `fedprox`'s penalty mu / 2 |x - x_global|^2.
+        proximal_on: what x is there, and in Ditto's pull: `factors` (every trained tensor), or
+            `products` (B A of an adapter, which has no basis; other tensors as they are).
+        server_rate: rate of the server's step; with `fedadam` the size of a step of one number.
+        server_momentum: decay of the server's first moment, with `fedavgm` and `fedadam`.
+        personal: what each site keeps to itself: `none`, `head` (its own output layers), or
+            `ditto` (a whole adapter of its own beside the shared one).
+        ditto_weight: lambda of Ditto's pull towards the shared adapter.
+        sites_per_round: sites drawn for each round; 0 for all.
+        upload: what is done to an update on its way up, in this order; see `adapter.stages`.
+        download: the same on the way down.
+        dp_clip: largest L2 norm of what a site sends, with differential privacy; 0 for none.
+        dp_noise: standard deviation of the noise as a multiple of `dp_clip`.
+        dp_delta: delta of the (epsilon, delta) that is reported.
+        encryption: `none` or `he` (homomorphic: the server sees sums only).
         rounds: rounds of the federation.
         local_epochs: passes over the site's slices in a round.
         batch_size: slices in a batch.
@@ -92,6 +117,25 @@ class Federation:
     rank: int = 8
     lora_blocks: int = 0
     rule: str = "svd"
+    gauge: str = "balanced"
+    moments: str = "reset"
+    energy: float = 1.0
+    hostile: int = 1
+    site_ranks: Mapping[str, int] = field(default_factory=dict)
+    optimizer: str = "fedavg"
+    proximal_weight: float = 0.01
+    proximal_on: str = "factors"
+    server_rate: float = 1.0
+    server_momentum: float = 0.9
+    personal: str = "none"
+    ditto_weight: float = 0.1
+    sites_per_round: int = 0
+    upload: tuple[str, ...] = ()
+    download: tuple[str, ...] = ()
+    dp_clip: float = 0.0
+    dp_noise: float = 0.0
+    dp_delta: float = 1e-5
+    encryption: str = "none"
     rounds: int = 3
     local_epochs: int = 2
     batch_size: int = 8
@@ -127,7 +171,19 @@ class Federation:
             self.class_names,
             "a list of at least one name",
         )
-
+        _require(
+            isinstance(self.rule, str) and self.rule.isidentifier(),
+            "rule",
+            self.rule,
+            "the name of a rule: see flap-nvflare rules",
+        )
+        for site, rank in self.site_ranks.items():
+            _require(
+                type(rank) is int and 1 <= rank <= self.rank,
+                f"site_ranks of {site}",
+                rank,
+                f"a whole number from 1 to rank, {self.rank}",
+            )
         _require(
             self.loss_weighting == "none" or 0.0 < self.foreground_fraction < 1.0,
             "foreground_fraction",
@@ -141,10 +197,19 @@ class Federation:
         """Number of foreground classes, C."""
         return len(self.class_names)
 
+    def rank_of(self, site: str) -> int:
+        """Rank of the site's adapters."""
+        return self.site_ranks.get(site, self.rank)
+
+    def weight_of(self, cases: int, slices: int) -> float:
+        """Weight in the aggregate of a site with so many training cases and slices."""
+        return float({"cases": cases, "slices": slices, "equal": 1}[self.weight_by])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and YAML hold; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
-        values["class_names"] = list(self.class_names)
+        for name in ("class_names", "upload", "download"):
+            values[name] = list(values[name])
         return values
 
     @classmethod
@@ -158,7 +223,11 @@ class Federation:
         checked = {}
         for name, value in values.items():
             _require(name in fields, name, value, f"one of {tuple(fields)}", what="name")
-            checked[name] = _typed(name, value, fields[name].default)
+            default = fields[name].default
+            factory = fields[name].default_factory
+            if factory is not dataclasses.MISSING:
+                default = factory()
+            checked[name] = _typed(name, value, default)
         return cls(**checked)
 
     @classmethod
@@ -218,7 +287,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "arch": ARCHITECTURES,
     "base": ("pretrained", "random"),
     "method": METHODS,
-    "rule": ("mean", "svd"),
+    "gauge": ("balanced", "paper", "aligned"),
+    "moments": ("reset", "keep"),
+    "optimizer": ("fedavg", "fedprox", "fednova", "scaffold", "fedavgm", "fedadam"),
+    "proximal_on": ("factors", "products"),
+    "personal": ("none", "head", "ditto"),
+    "encryption": ("none", "he"),
     "loss_weighting": ("none", "importance"),
     "channels": ("repeat", "neighbours"),
     "weight_by": ("cases", "slices", "equal"),
@@ -229,6 +303,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (16, 4096),
     "rank": (1, 1024),
     "lora_blocks": (0, 32),
+    "energy": (1e-6, 1.0),
+    "hostile": (0, 100_000),
+    "proximal_weight": (0.0, 1e6),
+    "server_rate": (1e-8, 100.0),
+    "server_momentum": (0.0, 0.9999),
+    "ditto_weight": (0.0, 1e6),
+    "sites_per_round": (0, 100_000),
+    "dp_clip": (0.0, 1e6),
+    "dp_noise": (0.0, 1e6),
+    "dp_delta": (1e-12, 0.1),
     "rounds": (1, 100_000),
     "local_epochs": (1, 1000),
     "batch_size": (1, 4096),
@@ -326,6 +410,9 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         _require(isinstance(value, (list, tuple)), name, value, "a list")
         return tuple(value)
+    if isinstance(default, dict):
+        _require(isinstance(value, Mapping), name, value, "lines of 'site: value'")
+        return {str(key): entry for key, entry in value.items()}
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, float) and isinstance(value, str):

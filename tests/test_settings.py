@@ -24,7 +24,7 @@ def test_survives_a_round_trip() -> None:
         ("rank", True),
         ("rank", 8.0),
         ("method", "everything"),
-        ("rule", "median"),
+        ("rule", "two words"),
         ("learning_rate", float("nan")),
         ("learning_rate", -1.0),
         ("class_names", []),

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -70,6 +70,24 @@ class PhantomSite:
     slice_spacing: tuple[float, float]
     tumours: float
 
+    def exaggerated(self, difference: float) -> PhantomSite:
+        """The scanner with its distance to a typical one times `difference`; 0 makes all alike."""
+
+        def linear(value: float, typical: float) -> float:
+            return typical + difference * (value - typical)
+
+        return replace(
+            self,
+            contrast=max(linear(self.contrast, 1.0), 0.1),
+            noise=_NOISE * (self.noise / _NOISE) ** difference,
+            grain=_GRAIN * (self.grain / _GRAIN) ** difference,
+            shift=linear(self.shift, 0.0),
+            scale=max(linear(self.scale, 1.0), 0.1),
+        )
+
+
+# Of a typical scanner: the geometric means over the sites below.
+_NOISE, _GRAIN = 13.8, 0.63
 
 PHANTOM_SITES = {
     "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),
@@ -98,6 +116,7 @@ def write_phantom(
     seed: int = 0,
     sites: Iterable[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    difference: float = 1.0,
 ) -> Path:
     """Writes the cases of some sites that are not there yet, and the table of all sites.
 
@@ -106,6 +125,7 @@ def write_phantom(
         seed: of everything random.
         sites: letters out of `PHANTOM_SITES`; None means all.
         progress: called with (cases done, cases in all) after each case.
+        difference: how far the scanners are from each other, see `PhantomSite.exaggerated`.
 
     Returns:
         The folder.
@@ -121,26 +141,33 @@ def write_phantom(
         raise DataError(f"no synthetic site {unknown}; expected some of {list(PHANTOM_SITES)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"seed is {seed!r}; give a whole number from 0")
+    if not 0.0 <= difference <= 10.0:
+        raise DataError(f"difference is {difference!r}; give a number from 0 to 10")
     entries = _entries()
-    _claim(folder, seed, {entry.name for entry in entries})
+    _claim(folder, seed, difference, {entry.name for entry in entries})
     _write_table(folder, entries)
     todo = [entry for entry in entries if entry.site in wanted]
     for done, entry in enumerate(todo, start=1):
-        _write_case(folder, entry, seed)
+        _write_case(folder, entry, seed, difference)
         if progress is not None:
             progress(done, len(todo))
     return folder
 
 
-def phantom_case(site: str, index: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def phantom_case(
+    site: str, index: int, seed: int, difference: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One case: scan (S, H, W) int16 HU, mask (S, H, W) uint8, affine (4, 4).
 
     Args:
         site: letter out of `PHANTOM_SITES`.
         index: of the case in its site, training cases first.
         seed: of the phantoms.
+        difference: see `PhantomSite.exaggerated`.
     """
     scanner = PHANTOM_SITES[site]
+    if difference != 1.0:  # rounding would change the bytes
+        scanner = scanner.exaggerated(difference)
     rng = np.random.default_rng([VERSION, seed, ord(site), index])
     step, pixel = rng.uniform(*scanner.slice_spacing), rng.uniform(*scanner.in_plane)
     slices = int(np.clip(round(rng.uniform(125, 150) / step), 24, 32))
@@ -180,10 +207,12 @@ def _entries() -> list[_Entry]:
     return entries
 
 
-def _claim(folder: Path, seed: int, names: set[str]) -> None:
+def _claim(folder: Path, seed: int, difference: float, names: set[str]) -> None:
     """Makes the folder ours, or checks that it is; the manifest is the first file in it."""
     manifest = folder / MANIFEST
-    ours = {"synthetic": True, "version": VERSION, "seed": seed}
+    ours: dict[str, object] = {"synthetic": True, "version": VERSION, "seed": seed}
+    if difference != 1.0:
+        ours["difference"] = difference
     folder.mkdir(parents=True, exist_ok=True)
     # Names first, manifest second: whoever wrote a case meanwhile wrote the manifest before it.
     present = _visible(folder)
@@ -224,12 +253,12 @@ def _write_table(folder: Path, entries: list[_Entry]) -> None:
     _place(folder / TABLE, text.getvalue().encode())
 
 
-def _write_case(folder: Path, entry: _Entry, seed: int) -> None:
+def _write_case(folder: Path, entry: _Entry, seed: int, difference: float) -> None:
     """Writes a case under another name first, so that a case folder is always complete."""
     target = folder / entry.name
     if all((target / name).is_file() for name in (IMAGE, LABEL)):
         return
-    image, label, affine = phantom_case(entry.site, entry.index, seed)
+    image, label, affine = phantom_case(entry.site, entry.index, seed, difference)
     work = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=folder))
     try:
         for name, array in ((IMAGE, image), (LABEL, label)):

@@ -183,3 +183,27 @@ def test_a_case_is_drawn_quickly() -> None:
     phantom_case("A", 1, 0)
     # 0.15 s alone on a core; the bound leaves room for a busy machine.
     assert time.process_time() - start < 0.8
+
+
+def test_scanners_may_be_alike_or_far_apart() -> None:
+    alike = {
+        (one.contrast, one.noise, one.grain, one.shift, one.scale)
+        for one in (site.exaggerated(0) for site in PHANTOM_SITES.values())
+    }
+    assert len(alike) == 1
+    near, far = PHANTOM_SITES["E"].exaggerated(1), PHANTOM_SITES["E"].exaggerated(3)
+    assert near.noise == pytest.approx(19)
+    assert (far.contrast, far.shift) == (pytest.approx(0.25), pytest.approx(75))
+    assert far.noise > 1.8 * near.noise
+    first, _, _ = phantom_case("E", 0, seed=0)
+    other, label, _ = phantom_case("E", 0, seed=0, difference=3)
+    assert (first != other).any()
+    assert (label == phantom_case("E", 0, seed=0)[1]).all()
+
+
+def test_phantoms_of_another_difference_are_not_mixed(tmp_path: Path) -> None:
+    write_phantom(tmp_path, sites=["D"])
+    with pytest.raises(DataError, match="'difference': 3"):
+        write_phantom(tmp_path, sites=["D"], difference=3)
+    with pytest.raises(DataError, match="from 0 to 10"):
+        write_phantom(tmp_path / "other", difference=-1)
