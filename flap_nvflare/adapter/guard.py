@@ -41,6 +41,7 @@ class Limits:
     Attributes:
         max_norm: largest L2 norm of all tensors of an update together.
         max_weight: largest weight a site may claim.
+        max_steps: most optimiser steps a site may claim for a round.
         max_change: largest L2 norm of the difference to the receiver's own tensors; infinite
             for no bound. Only for a message in the receiver's basis: a rule that turns the
             factors makes the difference mean little.
@@ -48,6 +49,7 @@ class Limits:
 
     max_norm: float = 1e4
     max_weight: float = 1e6
+    max_steps: int = 100_000
     max_change: float = math.inf
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Limits:
             raise ValueError(
                 f"max_change: {self.max_change!r} is not allowed; expected a positive number"
             )
-        for name in ("max_norm", "max_weight"):
+        for name in ("max_norm", "max_weight", "max_steps"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: {value!r} is not allowed; expected a positive number")
@@ -103,6 +105,28 @@ def check_update(
             or _names_fault(tensors, expected, frozen)
             or _tensors_fault(tensors, expected)
             or _size_fault(tensors, reference, limits)
+            or _shapes_fault(spec, expected)
+        )
+    except Exception as error:  # an object made to break a check is refused, too
+        fault = ("", f"the check itself failed: {_type_name(error)}")
+    return None if fault is None else Refusal(site, expected_round, *fault)
+
+
+def check_message(
+    spec: Any,
+    *,
+    site: str,
+    round_index: Any,
+    expected_round: int,
+    expected: UpdateSpec,
+    weight: Any,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Refusal | None:
+    """What `check_update` checks of an update whose tensors are encrypted; arguments as there."""
+    try:
+        fault = (
+            _message_fault(spec, round_index, expected_round, expected)
+            or _weight_fault(weight, limits)
             or _shapes_fault(spec, expected)
         )
     except Exception as error:  # an object made to break a check is refused, too
@@ -199,6 +223,11 @@ def _shapes_fault(spec: UpdateSpec, expected: UpdateSpec) -> Fault:
     return None
 
 
+def printable(text: str, most: int = 80) -> str:
+    """At most so many characters of a peer's text, none of which can forge a line of a log."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
+
+
 def _short(value: Any) -> str:
     """At most 80 characters of a peer's value: a log line is no place for more."""
     if type(value) not in (str, int, float, bool, type(None)):
@@ -206,7 +235,7 @@ def _short(value: Any) -> str:
     if type(value) is int and value.bit_length() > 256:  # Python refuses to print huge ones
         return f"of {value.bit_length()} bits"
     text = value if isinstance(value, str) else repr(value)
-    return "".join(c if c.isprintable() else "?" for c in text[:80])
+    return printable(text)
 
 
 def _type_name(value: Any) -> str:

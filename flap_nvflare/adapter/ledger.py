@@ -31,6 +31,10 @@ class Ledger:
         """Bytes of one round, site and direction; 0 if nothing was sent."""
         return self._bytes.get((round_index, site, direction), 0)
 
+    def sites(self, round_index: int) -> list[str]:
+        """Sites with any message in a round, sorted."""
+        return sorted({s for (r, s, _) in self._bytes if r == round_index})
+
     def site_bytes(self, site: str, direction: str) -> int:
         """Bytes of a site in all rounds."""
         return sum(n for (_, s, d), n in self._bytes.items() if (s, d) == (site, direction))

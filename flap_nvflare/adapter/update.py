@@ -7,14 +7,16 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from flap_nvflare.adapter.factors import shape_of_rank
 
 _SPEC_KEY = "flap_spec"
 _FIELDS = ("method", "rank", "base_sha256", "dtype", "shapes")
@@ -83,6 +85,16 @@ class UpdateSpec:
             raise UpdateError(f"an update needs tensors of one dtype, found {dtypes}")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return cls(method, rank, base_sha256, shapes, dtypes[0])
+
+    def part(self, names: Iterable[str], rank: int | None = None) -> UpdateSpec:
+        """The spec of some of the tensors, in adapters of the given rank.
+
+        Raises:
+            KeyError: if a name is none of the spec's.
+        """
+        rank = self.rank if rank is None else rank
+        shapes = {name: shape_of_rank(name, self.shapes[name], rank) for name in names}
+        return replace(self, rank=rank, shapes=shapes)
 
     @property
     def parameters(self) -> int:

@@ -43,6 +43,20 @@ def test_spec_counts_parameters_and_bytes(spec: UpdateSpec) -> None:
     assert half.bytes == 2 * spec.parameters
 
 
+def test_a_part_of_a_spec_has_its_names_at_the_rank_asked_for(spec: UpdateSpec) -> None:
+    part = spec.part(["q.lora_b", "head.scale"])
+    assert dict(part.shapes) == {"head.scale": (), "q.lora_b": (4, 2)}
+    assert (part.method, part.base_sha256, part.rank) == ("flap", "ab" * 32, 2)
+    wide = spec.part(spec.shapes, rank=5)
+    assert wide.rank == 5
+    assert wide.shapes["q.lora_a"] == (5, 3)
+    assert wide.shapes["q.lora_b"] == (4, 5)
+    assert wide.shapes["head.none"] == (0, 2)
+    assert wide.part(spec.shapes, rank=2) == spec == spec.part(spec.shapes)
+    with pytest.raises(KeyError, match=r"head\.other"):
+        spec.part(["head.other"])
+
+
 def test_spec_goes_through_json_and_back(spec: UpdateSpec) -> None:
     assert UpdateSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
