@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -93,11 +93,61 @@ def whole(matrices: dict[str, Tensor]) -> float:
 
 
 def equal_bits(one: Aggregate, other: Aggregate) -> bool:
-    return (
-        list(one.tensors) == list(other.tensors)
-        and all(
-            tensor.numpy().tobytes() == other.tensors[name].numpy().tobytes()
-            for name, tensor in one.tensors.items()
-        )
-        and (one.error, one.turned) == (other.error, other.turned)
+    """Whether everything that two aggregates hold is the same, bit for bit."""
+    kinds = ("tensors", "offset", "memory")
+    return (one.error, one.turned, one.excluded) == (
+        other.error,
+        other.turned,
+        other.excluded,
+    ) and all(_equal(getattr(one, kind), getattr(other, kind)) for kind in kinds)
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(
+        (tensor.dtype, tensor.shape) == (other[name].dtype, other[name].shape)
+        and tensor.numpy().tobytes() == other[name].numpy().tobytes()
+        for name, tensor in one.items()
     )
+
+
+def offset_of(offset: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The dense change of the base by stem, zero where there is none; `like` gives the shapes."""
+    dense = {stem: torch.zeros_like(product) for stem, product in products(dict(like)).items()}
+    for stem in dense:
+        if f"{stem}.offset_b" in offset:
+            b, a = offset[f"{stem}.offset_b"], offset[f"{stem}.offset_a"]
+            dense[stem] = b.double() @ a.double()
+    return dense
+
+
+def held(result: Aggregate, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What the aggregate makes of the mean products: B A and what it adds to the base."""
+    before = offset_of(old or {}, result.tensors)
+    after = offset_of(result.offset, result.tensors)
+    found = products(result.tensors)
+    return {stem: found[stem] + after[stem] - before[stem] for stem in found}
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Frobenius norm of the difference of all matrices together."""
+    return whole({stem: one[stem] - other[stem] for stem in one})
+
+
+def of_ranks(contributions: Sequence[Contribution], ranks: Sequence[int]) -> list[Contribution]:
+    """The same sites with the first rows of A and columns of B; ranks are taken in turn."""
+    found = []
+    for index, one in enumerate(contributions):
+        tensors = dict(one.tensors)
+        for pair in pairs(tensors):
+            rank = ranks[index % len(ranks)]
+            tensors[pair.a] = tensors[pair.a][:rank].clone()
+            tensors[pair.b] = tensors[pair.b][:, :rank].clone()
+        found.append(Contribution(one.site, one.weight, tensors))
+    return found
+
+
+@st.composite
+def unequal_federations(draw: st.DrawFn) -> list[Contribution]:
+    """Federations whose sites cut their adapters to ranks of their own."""
+    ranks = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    return of_ranks(draw(federations()), ranks)

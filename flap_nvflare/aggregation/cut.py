@@ -1,8 +1,6 @@
 """The best rank-r cut of mean products, B A = the first r terms of M = U S V^T.
 
-From stacked factors M = L R is never formed: L = Q_L T_L and R^T = Q_R T_R leave the SVD of
-the small matrix T_L T_R^T, whose side is at most k r. Q_L and Q_R stay products of reflectors:
-only their product with the r vectors that are kept is formed.
+From stacked factors M = L R is never formed: see `stack_svd`.
 
 From M itself a block Krylov space finds the r strongest directions (Musco and Musco, Randomized
 Block Krylov Methods, arXiv 1504.05477): the best r in the span of M X, (M M^T) M X, ..., with X
@@ -14,14 +12,15 @@ S and V at the full precision of M, which squaring M alone would halve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flap_nvflare.aggregation.products import Factors, side_by_side
+from flap_nvflare.adapter.factors import pairs
+from flap_nvflare.aggregation.products import Factors
+from flap_nvflare.aggregation.stack_svd import Basis, StackSvd
 
 # A singular value below the float32 resolution of the largest is rounding, no direction.
 _RESOLUTION = 2.0**-23
@@ -46,36 +45,56 @@ class Cut(NamedTuple):
     exact: float
 
 
-def cut_stack(stack: Sequence[Factors], gauge: str) -> Cut:
-    """The cut of one adapter from the factors of all sites, their weights adding up to 1."""
-    rank = stack[0].a.shape[0]
-    left, right = side_by_side(stack)
-    left_basis, left_small = _Basis.of(left)
-    right_basis, right_small = _Basis.of(right.mT)
-    u, s, vh = torch.linalg.svd(left_small @ right_small.mT, full_matrices=False)
-    kept = min(rank, len(s))
-    b, a, live = _in_gauge(
-        left_basis.out(u[:, :kept]), s[:kept], right_basis.out(vh[:kept].mT), rank, gauge
-    )
+def cut_stack(stack: Sequence[Factors], gauge: str, rank: int = 0) -> Cut:
+    """The cut of one adapter from the factors of all sites, their weights adding up to 1.
+
+    Args:
+        stack: the factors.
+        gauge: see `svd`; `aligned` is `balanced` here, for `gauge.in_gauge` to turn.
+        rank: r; 0 for the largest among the stack.
+    """
+    return cut_svd(StackSvd.of(stack), gauge, rank or max(one.a.shape[0] for one in stack))
+
+
+def cut_svd(svd: StackSvd, gauge: str, rank: int) -> Cut:
+    """The cut from the decomposition of the stacked factors; arguments as in `cut_stack`."""
+    kept = min(rank, len(svd.s))
+    u, v = svd.vectors(0, kept)
+    b, a, live = _in_gauge(u, svd.s[:kept], v, rank, gauge)
     if live < rank:
-        a[live:] = _spare(vh[:live].mT, right_small, right_basis, rank - live)
-    squares = s.square()
+        a[live:] = _spare(svd.vh[:live].mT, svd.right_small, svd.right, rank - live)
+    squares = svd.s.square()
     return Cut(b, a, float(squares[live:].sum()), float(squares.sum()))
 
 
-def cut_product(product: Tensor, factor: Tensor, gauge: str) -> Cut:
+def strongest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter with the same products, their singular values in falling order.
+
+    So the first rows of A and columns of B are the best adapter of a smaller rank.
+    """
+    ordered = dict(tensors)
+    for pair in pairs(tensors):
+        one = Factors("", 1.0, tensors[pair.b], tensors[pair.a])
+        done = cut_stack([one], "balanced")
+        ordered[pair.a] = done.a.to(one.a.dtype).contiguous()
+        ordered[pair.b] = done.b.to(one.b.dtype).contiguous()
+    return ordered
+
+
+def cut_product(product: Tensor, factor: Tensor, gauge: str, rank: int = 0) -> Cut:
     """The cut of one adapter from its mean product.
 
     Args:
         product: M, (out, in), float64.
-        factor: mean of the sites' A, (rank, in), for the directions that M does not have.
-        gauge: see `svd`.
+        factor: mean of the sites' A, (n, in), for the directions that M does not have.
+        gauge: see `cut_stack`.
+        rank: r; 0 for n.
     """
-    rank = factor.shape[0]
+    rank = rank or factor.shape[0]
     u, s, v = _strongest(product, min(rank, *product.shape))
     b, a, live = _in_gauge(u, s, v, rank, gauge)
     if live < rank:
-        basis, small = _Basis.of(torch.cat([v[:, :live], factor.mT], dim=1))
+        basis, small = Basis.of(torch.cat([v[:, :live], factor.mT], dim=1))
         a[live:] = _spare(small[:, :live], small[:, live:], basis, rank - live)
     cut = (u[:, :live] * s[:live]) @ v[:, :live].mT
     return Cut(b, a, float((product - cut).square().sum()), float(product.square().sum()))
@@ -124,30 +143,10 @@ def _in_gauge(u: Tensor, s: Tensor, v: Tensor, rank: int, gauge: str) -> tuple[T
     sign = _signs(u)
     alive = s > _RESOLUTION * s[:1]
     strength = torch.where(alive, s, 0.0)
-    on_b, on_a = (strength.sqrt(),) * 2 if gauge == "balanced" else (alive.double(), strength)
+    on_b, on_a = (alive.double(), strength) if gauge == "paper" else (strength.sqrt(),) * 2
     b = _padded(u * (sign * on_b), rank, dim=1)
     a = _padded(v.mT * (sign * on_a)[:, None], rank, dim=0)
     return b, a, int(alive.sum())
-
-
-@dataclass(frozen=True)
-class _Basis:
-    """Q (m, q) of a QR decomposition, kept as Householder reflectors."""
-
-    reflectors: Tensor
-    scales: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> tuple[_Basis, Tensor]:
-        """Q and T of a matrix (m, n) = Q T, with T (q, n) and q = min(m, n)."""
-        packed, scales = torch.geqrf(matrix)
-        size = len(scales)
-        return cls(packed[:, :size], scales), packed[:size].triu()
-
-    def out(self, coordinates: Tensor) -> Tensor:
-        """Q C of coordinates C (q, c)."""
-        rows = len(self.reflectors)
-        return torch.ormqr(self.reflectors, self.scales, _padded(coordinates, rows, dim=0))
 
 
 def _signs(columns: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ def _padded(matrix: Tensor, size: int, dim: int) -> Tensor:
     return torch.cat([matrix, matrix.new_zeros(shape)], dim=dim) if shape[dim] else matrix
 
 
-def _spare(used: Tensor, small: Tensor, basis: _Basis, count: int) -> Tensor:
+def _spare(used: Tensor, small: Tensor, basis: Basis, count: int) -> Tensor:
     """Rows of A for directions that the mean product does not have.
 
     Args:

@@ -9,6 +9,9 @@ since the product of means is not the mean of products: with dA_k = A_k - A, dB_
 
 The last sum is the rule's error. The factors keep their basis, so moments stay valid.
 
+Sites of unequal ranks: factors are padded with zeros to the largest, FedIT's usual way. A slice
+that few sites have is diluted by the zeros of the others: see `ranked`.
+
 Memory: three float64 copies of one update, and the mean products for the error: see
 `products.ProductSum`. It does not grow with the sites.
 """
@@ -16,33 +19,44 @@ Memory: three float64 copies of one update, and the mean products for the error:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair
+from flap_nvflare.aggregation.low_rank import energy_of
 from flap_nvflare.aggregation.parallel import each
-from flap_nvflare.aggregation.products import Factors, Products, side_by_side
+from flap_nvflare.aggregation.products import Products
+from flap_nvflare.aggregation.ranks import check_ranks, from_means, grown
 from flap_nvflare.aggregation.rule import (
+    FIRST_ROUND,
+    Accumulator,
     Aggregate,
-    Books,
+    Card,
     Contribution,
+    Round,
     dense_copies,
     relative_error,
 )
 from flap_nvflare.aggregation.weighted_means import WeightedMeans
 
 
-class Mean:
+class Mean(Accumulator):
     """The weighted mean of every tensor and the error that it makes in the products."""
 
-    def __init__(self) -> None:
-        self._books = Books()
+    CARD = Card(
+        paper="FedIT, arXiv 2305.05644",
+        formula="A = sum w_k A_k, B = sum w_k B_k",
+        exact="no: the mean of products is not the product of means",
+        linear=True,
+        unequal_ranks=True,
+    )
+
+    def __init__(self, round: Round = FIRST_ROUND) -> None:
+        super().__init__(round)
         self._means = WeightedMeans()
         self._products = Products()
 
     def add(self, contribution: Contribution) -> None:
         """Folds one update in; see `Accumulator.add`."""
+        check_ranks(contribution, self._round)
         self._books.enter(contribution)
         self._means.add(contribution, contribution.tensors)
         self._products.add(contribution, self._books.pairs)
@@ -56,28 +70,16 @@ class Mean:
             product, a, b = self._products.of(pair), means[pair.a], means[pair.b]
             stack = product.stack(shares)
             if stack is not None:
-                return _squares(stack, b, a)
+                return energy_of(from_means(stack, b, a)), energy_of(stack)
             exact = product.mean(total)
-            return float((exact - b @ a).square().sum()), float(exact.square().sum())
+            return energy_of(exact - b @ a), energy_of(exact)
 
         found = each(squares, self._books.pairs)
         lost, exact = (math.fsum(sums[index] for sums in found) for index in (0, 1))
+        for pair in self._books.pairs:
+            means[pair.b], means[pair.a] = grown(means[pair.b], means[pair.a], pair.a, self._round)
         return Aggregate(
             tensors=dense_copies(means, self._books.dtypes),
             error=relative_error(lost, exact),
             turned=False,
         )
-
-
-def _squares(stack: Sequence[Factors], b: Tensor, a: Tensor) -> tuple[float, float]:
-    """Squared Frobenius norms of the error and of the exact mean product of one adapter."""
-    offsets = [one._replace(b=one.b.double() - b, a=one.a.double() - a) for one in stack]
-    return _product_square(*side_by_side(offsets)), _product_square(*side_by_side(stack))
-
-
-def _product_square(left: Tensor, right: Tensor) -> float:
-    """Squared Frobenius norm of L R, from Gram matrices of side k r alone.
-
-    |L R|^2 = trace(R^T L^T L R) = sum of (L^T L) * (R R^T), entry by entry.
-    """
-    return max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0)

@@ -1,13 +1,13 @@
 """The exact weighted mean product of one adapter, M = sum_k w_k B_k A_k, in bounded memory.
 
 With few sites the factors themselves say all: stacked side by side they are M = L R with
-L = [sqrt(w_k) B_k] (out, k r) and R = [sqrt(w_k) A_k] (k r, in), and every matrix to work on
-has the side k r. With many sites k r outgrows the matrix. From then on each product is formed
-as it arrives, added exactly, and its factors are dropped.
+L = [sqrt(w_k) B_k] (out, n) and R = [sqrt(w_k) A_k] (n, in), n the sum of the sites' ranks, and
+every matrix to work on has the side n. With many sites n outgrows the matrix. From then on each
+product is formed as it arrives, added exactly, and its factors are dropped.
 
-The turn from one form to the other depends on the number of updates alone, so the result does
-not depend on their order. It comes when k r passes half the shorter side of M: there the cut
-of the stack starts to cost more than that of M (768 x 768, rank 32: from the 13th site on).
+The turn from one form to the other depends on the sum of the ranks alone, so the result does
+not depend on the updates' order. It comes when n passes half the shorter side of M: there the
+cut of the stack starts to cost more than that of M (768 x 768, rank 32: from the 13th site on).
 """
 
 from __future__ import annotations
@@ -50,20 +50,30 @@ class ProductSum:
 
     Memory: copies of the factors up to half the side of the product in all; afterwards two
     float64 matrices of the product's shape, whatever the number of sites.
+
+    Attributes:
+        shape: (out, in) of the product; known after the first addend.
+        rank: the largest rank of a site so far.
     """
 
     def __init__(self) -> None:
+        self.shape = (0, 0)
+        self.rank = 0
+        self._ranks = 0  # of all sites together
         self._kept: list[Factors] = []
         self._dense: ExactSum | None = None
 
     def add(self, contribution: Contribution, pair: Pair) -> None:
         """Adds one site's product; its weight as it is, not its share."""
         a, b = contribution.tensors[pair.a].detach(), contribution.tensors[pair.b].detach()
+        self.shape = (b.shape[0], a.shape[1])
+        self.rank = max(self.rank, a.shape[0])
+        self._ranks += a.shape[0]
         if self._dense is None:
             # Copies, so that the message that the tensors lie in can go.
             one = Factors(contribution.site, contribution.weight, b.clone(), a.clone())
             self._kept.append(one)
-            if 2 * len(self._kept) * a.shape[0] <= min(b.shape[0], a.shape[1]):
+            if 2 * self._ranks <= min(self.shape):
                 return
             self._dense = ExactSum(_LEVELS)
             for kept in self._kept:
@@ -105,7 +115,7 @@ class Products:
 
 
 def side_by_side(stack: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    """L (out, k r) and R (k r, in) of M = L R, in float64."""
+    """L (out, n) and R (n, in) of M = L R, in float64; n is the sum of the ranks."""
     left = [one.b.double() * math.sqrt(one.weight) for one in stack]
     right = [one.a.double() * math.sqrt(one.weight) for one in stack]
     return torch.cat(left, dim=1), torch.cat(right, dim=0)

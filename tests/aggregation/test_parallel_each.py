@@ -34,8 +34,9 @@ def test_an_error_comes_out_and_leaves_torch_as_it_was(threads: int) -> None:
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(name for name in RULES if RULES[name].CARD.pairs))
 def test_the_number_of_threads_changes_no_bit(rule: str, threads: int) -> None:
-    found = aggregate(rule, random_sites(4, [(200, 180, 16), (120, 400, 16)]))
+    sites = random_sites(5, [(200, 180, 16), (120, 400, 16)])  # the least of rule krum
+    found = aggregate(rule, sites)
     torch.set_num_threads(3 - threads)
-    assert equal_bits(found, aggregate(rule, random_sites(4, [(200, 180, 16), (120, 400, 16)])))
+    assert equal_bits(found, aggregate(rule, sites))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from aggregation_cases import exact_products, random_sites
+from aggregation_cases import exact_products, of_ranks, random_sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,3 +72,13 @@ def test_a_stack_is_sorted_and_its_own() -> None:
 def test_a_stack_has_no_dense_mean() -> None:
     with pytest.raises(ValueError, match="still stacked"):
         summed(random_sites(1, [SHAPE])).mean(1.0)
+
+
+def test_the_sum_of_the_ranks_turns_the_stack_whatever_the_order() -> None:
+    # Half of 12 is 6: 2 + 1 + 1 + 2 stays stacked, one more does not.
+    for ranks, stacked in (([2, 1, 1, 2], True), ([1, 1, 1, 1, 1, 1, 1], False)):
+        contributions = of_ranks(random_sites(len(ranks), [SHAPE]), ranks)
+        for order in (contributions, contributions[::-1], sorted(contributions, key=str)):
+            total = summed(order)
+            assert (total.stack(shares(order)) is not None) is stacked
+            assert (total.rank, total.shape) == (max(ranks), (14, 12))

@@ -9,19 +9,39 @@ from typing import Any
 
 import pytest
 import torch
-from aggregation_cases import equal_bits, exact_products, federations, products, random_sites, site
+from aggregation_cases import (
+    equal_bits,
+    exact_products,
+    federations,
+    held,
+    of_ranks,
+    products,
+    random_sites,
+    site,
+    unequal_federations,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flap_nvflare.aggregation import RULES, AggregationError, Contribution, accumulator, aggregate
+from flap_nvflare.aggregation import (
+    RULES,
+    AggregationError,
+    Contribution,
+    Round,
+    accumulator,
+    aggregate,
+)
 from flap_nvflare.aggregation.rule import Books, relative_error
 
-rules = pytest.mark.parametrize("rule", sorted(RULES))
+# Those that take both factors and are means; for the others see test_linear and test_robust.
+MEANS = sorted(name for name, rule in RULES.items() if rule.CARD.pairs and not rule.CARD.robust)
+rules = pytest.mark.parametrize("rule", MEANS)
+MANY = settings(deadline=None, max_examples=40)
 
 
 @rules
-@settings(deadline=None)
-@given(federations(), st.randoms(use_true_random=False))
+@MANY
+@given(unequal_federations(), st.randoms(use_true_random=False))
 def test_any_order_of_arrival_gives_the_same_bits(
     rule: str, contributions: list[Contribution], random: Any
 ) -> None:
@@ -30,35 +50,40 @@ def test_any_order_of_arrival_gives_the_same_bits(
         for one in contributions
     ]
     random.shuffle(shuffled)
-    first = aggregate(rule, contributions)
-    assert list(first.tensors) == sorted(first.tensors)
-    assert equal_bits(first, aggregate(rule, shuffled))
-    assert equal_bits(first, aggregate(rule, contributions))
+    before = aggregate(rule, contributions)
+    later = Round(index=1, offset=before.offset, memory=before.memory)
+    for round in (Round(), later):
+        first = aggregate(rule, contributions, round)
+        for tensors in (first.tensors, first.offset, first.memory):
+            assert list(tensors) == sorted(tensors)
+        assert equal_bits(first, aggregate(rule, shuffled, round))
+        assert equal_bits(first, aggregate(rule, contributions, round))
 
 
 @rules
-@settings(deadline=None)
+@MANY
 @given(federations(), st.integers(1, 4))
-def test_equal_updates_stay_as_they_are_in_product(
+def test_equal_updates_stay_as_they_are_in_product_and_offset(
     rule: str, contributions: list[Contribution], count: int
 ) -> None:
     one = contributions[0]
     result = aggregate(rule, [Contribution(str(k), k + 0.3, one.tensors) for k in range(count)])
     expected = products(dict(one.tensors))
-    for stem, product in products(result.tensors).items():
+    for stem, product in held(result).items():
         torch.testing.assert_close(product, expected[stem], rtol=0, atol=1e-5)
     torch.testing.assert_close(result.tensors["head"], one.tensors["head"], rtol=1e-6, atol=0)
     assert result.error < 1e-6
 
 
 @rules
-@settings(deadline=None)
+@MANY
 @given(federations())
 def test_every_tensor_is_dense_and_its_own(rule: str, contributions: list[Contribution]) -> None:
     # FLARE and safetensors refuse to write views and transposed tensors.
-    tensors = aggregate(rule, contributions).tensors
-    assert all(tensor.is_contiguous() for tensor in tensors.values())
-    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors.values())
+    result = aggregate(rule, contributions)
+    tensors = [*result.tensors.values(), *result.offset.values(), *result.memory.values()]
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
 
 
 @rules
@@ -105,7 +130,8 @@ def test_all_zero_products_give_no_error_and_no_nan(rule: str) -> None:
     result = aggregate(rule, contributions)
     assert result.error == 0.0
     assert whole_is_finite(result.tensors)
-    assert products(result.tensors)["l0"].abs().max() == 0
+    assert held(result)["l0"].abs().max() == 0
+    assert not result.offset
 
 
 @rules
@@ -113,8 +139,30 @@ def test_products_that_cancel_have_no_nan(rule: str) -> None:
     plus, minus = site("a", 1, a=[[1.0]], b=[[1.0]]), site("b", 1, a=[[1.0]], b=[[-1.0]])
     result = aggregate(rule, [plus, minus])
     assert exact_products([plus, minus])["q"].item() == 0
-    assert abs(products(result.tensors)["q"].item()) < 1e-7
+    assert abs(held(result)["q"].item()) < 1e-7
     assert math.isfinite(result.error)
+
+
+@rules
+def test_an_offset_and_a_memory_are_held_in_float32_at_least(rule: str) -> None:
+    for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+        result = aggregate(rule, random_sites(3, [(4, 6, 2)], dtype=dtype))
+        assert bool(result.offset) is RULES[rule].CARD.offset
+        assert all(tensor.dtype == expected for tensor in result.offset.values())
+        assert all(tensor.dtype == torch.float32 for tensor in result.memory.values())
+
+
+@rules
+@pytest.mark.parametrize("sites", [3, 9], ids=["stacked", "dense"])
+def test_sites_of_unequal_ranks_get_an_adapter_of_the_largest(rule: str, sites: int) -> None:
+    contributions = of_ranks(random_sites(sites, [(30, 40, 4)]), [2, 4, 1])
+    result = aggregate(rule, contributions)
+    assert result.tensors["l0.lora_a"].shape == (4, 40)
+    assert result.tensors["l0.lora_b"].shape == (30, 4)
+    assert whole_is_finite(result.tensors)
+    wider = aggregate(rule, contributions, Round(rank=6)).tensors
+    assert wider["l0.lora_a"].shape == (6, 40)
+    assert (wider["l0.lora_a"].norm(dim=1) > 0.1).all()  # no direction is dead for ever
 
 
 def whole_is_finite(tensors: dict[str, torch.Tensor]) -> bool:
@@ -157,10 +205,6 @@ _BAD: list[tuple[str, list[Contribution]]] = [
         [site("a", 1, a=[[1.0, 2.0]], b=[[1.0, 0.0], [0.0, 1.0]])],
     ),
     (r"A is \(1,\)", [site("a", 1, a=[1.0], b=[[1.0]])]),
-    (
-        r"'q.lora_a' is float32 \(2, 1\) at site 'b'",
-        [site("a", 1, a=[[1.0]], b=[[1.0]]), site("b", 1, a=[[1.0], [1.0]], b=[[1.0, 1.0]])],
-    ),
 ]
 
 
@@ -171,6 +215,20 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     with pytest.raises(AggregationError, match=text):
         aggregate(rule, contributions)
+
+
+def test_ranks_may_differ_only_where_a_rule_says_so() -> None:
+    one = site("a", 1, a=[[1.0]], b=[[1.0]])
+    other = site("b", 1, a=[[1.0], [1.0]], b=[[1.0, 1.0]])
+    books = Books()
+    books.enter(one)
+    with pytest.raises(AggregationError, match=r"'q.lora_a' is float32 \(2, 1\) at site 'b'"):
+        books.enter(other)
+    books = Books(unequal_ranks=True)
+    books.enter(one)
+    books.enter(other)
+    with pytest.raises(AggregationError, match=r"'q.lora_a' is float32 \(rank, 2\) at site 'c'"):
+        books.enter(site("c", 1, a=[[1.0, 1.0]], b=[[1.0]]))
 
 
 @rules
@@ -238,8 +296,8 @@ def test_more_sites_than_sum_exactly_are_refused(
 
 
 def test_an_unknown_rule_is_named_with_those_there_are() -> None:
-    with pytest.raises(AggregationError, match=r"'median' is not known.*'mean', 'svd'"):
-        aggregate("median", [site("a", 1, **_HEAD)])
+    with pytest.raises(AggregationError, match=r"'mode' is not known.*'mean', .*'svd'"):
+        aggregate("mode", [site("a", 1, **_HEAD)])
 
 
 def test_the_rules_load_neither_flare_nor_monai() -> None:
