@@ -15,7 +15,7 @@ ALLOWED = {
     "adapter": {"torch"},
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
-    "bundle": {"torch", "monai", "sam", "training", "data", "adapter"},
+    "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
     "report": set(),
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
     "flare": {
@@ -28,8 +28,12 @@ HEAVY = {"torch", "monai", "nvflare", "nibabel", "segment_anything", "ignite"}
 
 def imports(path: Path) -> set[str]:
     """Rooms of this package and heavy packages that the file imports anywhere."""
+    return imports_of(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def imports_of(tree: ast.AST) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -54,6 +58,25 @@ def test_room_imports_only_what_it_may(room: str) -> None:
 
 def test_settings_import_nothing_heavy() -> None:
     assert not imports(PACKAGE / "settings.py") & (HEAVY | ROOMS)
+
+
+def test_only_flare_imports_nvflare() -> None:
+    # The modules beside the rooms as well, wherever in the file.
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent != PACKAGE / "flare":
+            assert "nvflare" not in imports(path), path
+
+
+def at_load(path: Path) -> set[str]:
+    """Rooms and heavy packages that the file imports when it is itself imported."""
+    lines = ast.parse(path.read_text(encoding="utf-8"))
+    lines.body = [node for node in lines.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return imports_of(lines) & (HEAVY | ROOMS)
+
+
+@pytest.mark.parametrize("name", ["__init__", "cli", "combinations", "rules_table", "settings"])
+def test_what_reads_settings_loads_fast(name: str) -> None:
+    assert not at_load(PACKAGE / f"{name}.py")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:

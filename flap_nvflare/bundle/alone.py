@@ -123,7 +123,7 @@ class Alone:
 
     def _load(self, path: Path) -> dict[str, str]:
         tensors, spec, extra = load_update(path)
-        own = self.work.spec()
+        own = self.work.spec_whole()
         for name in ("method", "rank", "base_sha256"):
             if getattr(spec, name) != getattr(own, name):
                 raise SettingsError(
@@ -135,7 +135,7 @@ class Alone:
 
     def _save(self, name: str, index: int) -> None:
         work = self.work
-        save_update(self.folder / name, work.adapter(), work.spec(), {"round": str(index)})
+        save_update(self.folder / name, work.adapter(), work.spec_whole(), {"round": str(index)})
 
     def _score(self, adapter: str, splits: tuple[str, ...]) -> dict[str, Any]:
         scores: dict[str, SiteScore] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -19,9 +20,11 @@ from flap_nvflare.settings import (
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from flap_nvflare.sam.runtime import Runtime
     from flap_nvflare.sam.segmenter import Segmenter
+    from flap_nvflare.sam.tuning import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,21 @@ def make_site(
     )
 
 
+def make_parts(federation: Federation) -> Parts:
+    """What trains at a site and what travels, by the method and by what the rule needs.
+
+    Raises:
+        ValueError: if there is no such rule, or it does not go with the method.
+    """
+    from flap_nvflare.aggregation import card
+    from flap_nvflare.sam.tuning import Parts
+
+    rule = card(federation.rule)
+    return Parts(
+        federation.method, rule.trains, rule.private, federation.personal, offset=rule.offset
+    )
+
+
 def make_network(federation: Federation, site: Site) -> Segmenter:
     """The segmenter on the site's base model.
 
@@ -78,17 +96,21 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
     """
     from flap_nvflare.sam.segmenter import build_segmenter
 
+    parts = make_parts(federation)
     network = build_segmenter(
         arch=federation.arch,
         image_size=federation.image_size,
         classes=federation.classes,
         method=federation.method,
-        rank=federation.rank,
+        rank=federation.site_ranks.get(site.name, federation.rank),
         seed=federation.seed,
         checkpoint=site.checkpoint or None,
         base=federation.base,
         lora_blocks=federation.lora_blocks,
+        parts=parts,
     )
+    if parts.offset:  # before `place` keeps it in fewer bits
+        network.keep_base()
     pinned = site.checkpoint_sha256.lower()
     if pinned and network.base_sha256 != pinned:
         raise SettingsError(
@@ -97,6 +119,22 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
             f"file as checkpoint, or change checkpoint_sha256"
         )
     return network
+
+
+def first_adapter(federation: Federation, site: Site) -> dict[str, Tensor]:
+    """The shared adapter before the first round, which server and sites draw alike.
+
+    Raises:
+        SettingsError: if the site accepts only another base.
+    """
+    # At the federation's rank, whatever the site's own.
+    network = make_network(dataclasses.replace(federation, site_ranks={}), site)
+    parts = make_parts(federation)
+    return {
+        name: parameter.detach().float().clone()
+        for name, parameter in sorted(network.named_parameters())
+        if parts.up(name)
+    }
 
 
 def make_runtime(

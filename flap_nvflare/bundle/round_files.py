@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from flap_nvflare.adapter.update import UpdateError, load_update, save_update, write_atomic
 from flap_nvflare.settings import Federation, Site
+from flap_nvflare.training.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,10 @@ _REPORT = "report.json"
 _FAILURE = "failure.json"
 _PROGRESS = "progress.jsonl"
 _LOCK = "asking.lock"
+_OFFSET = "start_offset.safetensors"
+_OFFSET_FORMAT = "flap_nvflare.offset.1"
+_TERMS = "start_terms.safetensors"
+_COLLECTED = "end_collected.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +66,10 @@ class RoundFolder:
         return FileLock(self.path / _LOCK)
 
     def ask(self, work: SiteWork, round_index: int) -> None:
-        """Writes where `work` stands: settings, adapter and moments."""
+        """Writes where `work` stands: settings, adapter, moments, base and local terms."""
         _save(work, self.path, "start")
+        write_tensors(self.path / _OFFSET, work.network.offset, _OFFSET_FORMAT)
+        work.terms.save(self.path / _TERMS)
         site = dataclasses.asdict(work.site)
         for name in ("data_root", "state_dir"):
             site[name] = None if site[name] is None else str(site[name])
@@ -84,7 +91,7 @@ class RoundFolder:
                 yield json.loads(line)
 
     def take(self, work: SiteWork) -> TrainReport:
-        """Puts adapter and moments after the round into `work`.
+        """Puts adapter, moments and collected gradients after the round into `work`.
 
         Raises:
             OSError, UpdateError, StateError or ValueError: if they are not there or do not fit.
@@ -93,6 +100,7 @@ class RoundFolder:
 
         report = TrainReport(**json.loads((self.path / _REPORT).read_text(encoding="utf-8")))
         _load(work, self.path, "end")
+        work.terms.load_collected(self.path / _COLLECTED)
         return report
 
     # ---- the side that trains ------------------------------------------------------------
@@ -115,8 +123,10 @@ class RoundFolder:
         return Federation.from_dict(values["federation"]), Site(**site), int(values["round"])
 
     def start(self, work: SiteWork) -> None:
-        """Puts adapter and moments before the round into `work`."""
+        """Puts adapter, moments, base and local terms before the round into `work`."""
+        work.network.set_offset(read_tensors(self.path / _OFFSET, _OFFSET_FORMAT)[0])
         _load(work, self.path, "start")
+        work.terms.load(self.path / _TERMS)
 
     def tell(self, figures: dict[str, Any]) -> None:
         """Adds a line to what `progress` reads."""
@@ -124,8 +134,9 @@ class RoundFolder:
             file.write(json.dumps(figures) + "\n")
 
     def answer(self, work: SiteWork, report: TrainReport) -> None:
-        """Writes adapter and moments, then the report, which makes the result count."""
+        """Writes where `work` has come to, then the report, which makes the result count."""
         _save(work, self.path, "end")
+        work.terms.save_collected(self.path / _COLLECTED)
         self._write(_REPORT, report.to_dict())
 
     # ---- failures ------------------------------------------------------------------------
@@ -155,13 +166,13 @@ class RoundFolder:
 
 
 def _save(work: SiteWork, folder: Path, when: str) -> None:
-    save_update(folder / f"{when}_adapter.safetensors", work.adapter(), work.spec())
+    save_update(folder / f"{when}_adapter.safetensors", work.adapter(), work.spec_whole())
     work.save_state(folder / f"{when}_moments.safetensors")
 
 
 def _load(work: SiteWork, folder: Path, when: str) -> None:
     tensors, spec, _ = load_update(folder / f"{when}_adapter.safetensors")
-    if spec != work.spec():
+    if spec != work.spec_whole():
         raise UpdateError(f"{folder}: holds the adapter of other settings")
     # The moments first: where they do not load nothing has changed. The asking side has
     # already dropped what a turned basis makes worthless.

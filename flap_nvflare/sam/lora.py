@@ -3,6 +3,10 @@
 A layer keeps its weights under their own names and gains one pair of factors for every slot it
 adapts; a slot is a range of output rows. The encoder's joint `qkv` projection has the slots `q`
 and `v`; the decoder's `q_proj` and `v_proj` have one each (arXiv 2407.21739, section 2).
+
+With a core the product is B R A, of which only R (r, r) trains (Fed-SB, arXiv 2502.15436). Fed-SB
+takes A and B from an SVD of first gradients; here they are drawn, with columns of B and rows of A
+that are nearly orthonormal, so that no data decide them.
 """
 
 from __future__ import annotations
@@ -23,22 +27,44 @@ if TYPE_CHECKING:
 
 
 class LoraFactors(nn.Module):
-    """The pair of one slot: `lora_a` (r, in) and `lora_b` (out, r)."""
+    """The pair of one slot: `lora_a` (r, in) and `lora_b` (out, r), and perhaps their core.
 
-    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+    Args:
+        inputs: columns of A.
+        outputs: rows of B.
+        rank: the rank r.
+        core: whether there is a `lora_core` (r, r) between them.
+    """
+
+    lora_core: nn.Parameter | None
+
+    def __init__(self, inputs: int, outputs: int, rank: int, core: bool = False) -> None:
         super().__init__()
         self.lora_a = nn.Parameter(torch.empty(rank, inputs))
         self.lora_b = nn.Parameter(torch.empty(outputs, rank))
+        self.lora_core = nn.Parameter(torch.empty(rank, rank)) if core else None
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """A normal with std 1 / sqrt(in), so that A x has x's scale; B zero, so that B A = 0."""
+        """Draws the factors; the product is zero.
+
+        A is normal with std 1 / sqrt(in), so that A x has x's scale. B is zero; with a core it is
+        normal with std 1 / sqrt(out), so that B^T B is near the unit matrix, and the core is zero.
+        """
         self.lora_a.normal_(std=1 / math.sqrt(self.lora_a.shape[1]), generator=generator)
-        self.lora_b.zero_()
+        if self.lora_core is None:
+            self.lora_b.zero_()
+            return
+        self.lora_b.normal_(std=1 / math.sqrt(self.lora_b.shape[0]), generator=generator)
+        self.lora_core.zero_()
+
+    def up(self) -> Tensor:
+        """What follows A: B, or B R, (out, r)."""
+        return self.lora_b if self.lora_core is None else self.lora_b @ self.lora_core
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return functional.linear(functional.linear(x, self.lora_a), self.lora_b)
+        return functional.linear(functional.linear(x, self.lora_a), self.up())
 
 
 class LoraLinear(nn.Linear):
@@ -48,12 +74,19 @@ class LoraLinear(nn.Linear):
         base: the layer to adapt; its `weight` and `bias` objects are taken over.
         slots: name of every slot and its first and last-plus-one output row; they may not overlap.
         rank: rank of every pair of factors.
+        core: whether every pair has a core.
 
     The factors are registered under `<slot>.lora_a` and `<slot>.lora_b` and hold no defined
     values until `reset`.
     """
 
-    def __init__(self, base: nn.Linear, slots: Mapping[str, tuple[int, int]], rank: int) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        slots: Mapping[str, tuple[int, int]],
+        rank: int,
+        core: bool = False,
+    ) -> None:
         super().__init__(
             base.in_features, base.out_features, bias=base.bias is not None, device="meta"
         )
@@ -68,13 +101,13 @@ class LoraLinear(nn.Linear):
                     f"layer's {self.out_features} rows"
                 )
             ends.append(last)
-            self.add_module(name, LoraFactors(self.in_features, last - first, rank))
+            self.add_module(name, LoraFactors(self.in_features, last - first, rank, core))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), the base's output plus every slot's product."""
         factors = [self._factors(name) for name in self.slots]
         tensors = [self.weight, self.bias, *(f.lora_a for f in factors)]
-        tensors += [f.lora_b for f in factors]
+        tensors += [f.up() for f in factors]
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -104,7 +137,7 @@ class LoraLinear(nn.Linear):
         weight = self.weight.clone()
         for name, (first, last) in self.slots.items():
             factors = self._factors(name)
-            weight[first:last] += factors.lora_b @ factors.lora_a
+            weight[first:last] += factors.up() @ factors.lora_a
         return weight
 
 
@@ -113,10 +146,10 @@ class _LoraProduct(torch.autograd.Function):
 
     The slots are added where they belong: nothing is cut out or put together again. With
     t = A x and s = B^T dy[slot], the gradients are dx = W^T dy + A^T s, dA = s x^T and
-    dB = dy[slot] t^T; W and b have theirs only if they train.
+    dB = dy[slot] t^T; each of W, b, A and B has its own only if it trains.
 
     Args of `apply`: x (N, in), W (out, in), b (out) or None, the layouts of a packed W or None,
-    the slots' rows, all A (sum of r, in), then each slot's B.
+    the slots' rows, all A (sum of r, in), then each slot's B (or B R).
     """
 
     @staticmethod
@@ -138,7 +171,9 @@ class _LoraProduct(torch.autograd.Function):
         for (first, last), up, part in zip(slots, ups, _split(low, ups), strict=True):
             out[:, first:last].addmm_(part, up.mT)
         ctx.slots, ctx.layouts = slots, layouts
-        ctx.save_for_backward(x, weight, down, low, *ups)
+        # Only the gradients of W and A need x: where both are frozen it is not kept.
+        kept = x if ctx.needs_input_grad[1] or ctx.needs_input_grad[5] else None
+        ctx.save_for_backward(kept, weight, down, low, *ups)
         return out
 
     @staticmethod
@@ -156,15 +191,15 @@ class _LoraProduct(torch.autograd.Function):
                 else product(gradient, ctx.layouts[1], None)
             )
             inner.addmm_(small, down)
-        parts = zip(above, _split(low, ups), strict=True)
+        parts = zip(above, _split(low, ups), wanted[6:], strict=True)
         return (
             inner,
             gradient.mT @ x if wanted[1] else None,
             gradient.sum(dim=0) if wanted[2] else None,
             None,
             None,
-            small.mT @ x,
-            *(g.mT @ part for g, part in parts),
+            small.mT @ x if wanted[5] else None,
+            *(g.mT @ part if trains else None for g, part, trains in parts),
         )
 
 
@@ -173,7 +208,11 @@ def _split(low: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def add_lora(
-    image_encoder: ImageEncoder, mask_decoder: nn.Module, rank: int, last_blocks: int = 0
+    image_encoder: ImageEncoder,
+    mask_decoder: nn.Module,
+    rank: int,
+    last_blocks: int = 0,
+    core: bool = False,
 ) -> None:
     """Adapts q and v of every attention layer of the encoder and of the decoder, in place.
 
@@ -182,6 +221,7 @@ def add_lora(
         mask_decoder: the decoder.
         rank: rank of every pair of factors.
         last_blocks: the encoder's last blocks that are adapted; 0 for all.
+        core: whether every pair has a core, see `LoraFactors`.
 
     Raises:
         ValueError: if the rank is not positive or there are fewer blocks.
@@ -196,17 +236,18 @@ def add_lora(
     for block in blocks[len(blocks) - (last_blocks or len(blocks)) :]:
         qkv = block.attn.qkv
         width = qkv.out_features // 3
-        block.attn.qkv = LoraLinear(qkv, {"q": (0, width), "v": (2 * width, 3 * width)}, rank)
+        rows = {"q": (0, width), "v": (2 * width, 3 * width)}
+        block.attn.qkv = LoraLinear(qkv, rows, rank, core)
     for module in mask_decoder.modules():
         for slot in ("q", "v"):
             projection = getattr(module, f"{slot}_proj", None)
             if isinstance(projection, nn.Linear):
-                layer = LoraLinear(projection, {slot: (0, projection.out_features)}, rank)
+                layer = LoraLinear(projection, {slot: (0, projection.out_features)}, rank, core)
                 setattr(module, f"{slot}_proj", layer)
 
 
 def reset_lora(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every A and zeroes every B of `module`, in the order of the names."""
+    """Draws every pair of factors of `module`, in the order of the names; products are zero."""
     for _, part in sorted(module.named_modules()):
         if isinstance(part, LoraFactors):
             part.reset(generator)

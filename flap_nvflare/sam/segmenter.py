@@ -7,6 +7,7 @@ adapters add theirs below the layers they adapt.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flap_nvflare.sam.decode import decode
 from flap_nvflare.sam.encoder import ImageEncoder
 from flap_nvflare.sam.head import FRESH, build_class_decoder, reset_head
 from flap_nvflare.sam.lora import add_lora, reset_lora
+from flap_nvflare.sam.offset import BaseOffset
 
 
 class Segmenter(nn.Module):
@@ -50,6 +52,7 @@ class Segmenter(nn.Module):
         self.base_sha256 = ""
         self.channels_last = False
         self._positions: tuple[Any, Tensor] | None = None
+        self._offset: BaseOffset | None = None
 
     @property
     def frozen_blocks(self) -> int:
@@ -59,6 +62,38 @@ class Segmenter(nn.Module):
             return 0
         blocks = list(encoder.blocks)
         return next((k for k, block in enumerate(blocks) if _trains(block)), len(blocks))
+
+    @property
+    def offset(self) -> dict[str, Tensor]:
+        """The change of the frozen base that holds now, see `set_offset`."""
+        return {} if self._offset is None else dict(self._offset.tensors)
+
+    def set_offset(self, offset: Mapping[str, Tensor]) -> None:
+        """Changes the frozen base under the adapters, in place of any change before.
+
+        What comes before the first adapted block stays as it is.
+
+        Args:
+            offset: `<stem>.offset_b` (out, q) and `<stem>.offset_a` (q, in), whose product is
+                added to the weights that `<stem>` adapts; empty for the base as loaded.
+
+        Raises:
+            ValueError: if it does not fit; nothing is changed then.
+        """
+        if offset or self._offset is not None:
+            self._base_rows().set(offset)
+
+    def keep_base(self) -> None:
+        """Keeps the base under the adapters in float32, whatever precision it gets later.
+
+        For rules that change the base; without it the base counts as `set_offset` finds it.
+        """
+        self._base_rows().keep()
+
+    def _base_rows(self) -> BaseOffset:
+        if self._offset is None:
+            self._offset = BaseOffset(self)
+        return self._offset
 
     @torch.no_grad()
     def prefix(self, image: Tensor) -> Tensor:
@@ -116,12 +151,16 @@ def blank_segmenter(
     rank: int,
     lora: bool,
     lora_blocks: int = 0,
+    core: bool = False,
 ) -> Segmenter:
-    """The network's modules without memory (torch's meta device), with adapters if `lora`."""
+    """The network's modules without memory (torch's meta device), with adapters if `lora`.
+
+    `core` puts a matrix between the factors of each.
+    """
     with torch.device("meta"):
         model = Segmenter(architecture(arch), image_size, classes)
         if lora:
-            add_lora(model.image_encoder, model.mask_decoder, rank, lora_blocks)
+            add_lora(model.image_encoder, model.mask_decoder, rank, lora_blocks, core)
     return model
 
 
@@ -135,6 +174,7 @@ def build_segmenter(
     checkpoint: str | Path | None = None,
     base: str = "pretrained",
     lora_blocks: int = 0,
+    parts: tuning.Parts | None = None,
 ) -> Segmenter:
     """Builds the network with its weights, ready to train under `method` (on the CPU).
 
@@ -149,6 +189,7 @@ def build_segmenter(
         checkpoint: official file; None or "" takes the packaged ViT-T.
         base: `pretrained`, or `random` to draw all weights from the seed.
         lora_blocks: the encoder's last blocks that have adapters; 0 for all.
+        parts: of `method`, what trains of the adapters; None for both factors.
 
     Raises:
         CheckpointError: if the weights are missing, damaged or another model's.
@@ -158,7 +199,11 @@ def build_segmenter(
     if base not in ("pretrained", "random"):
         raise ValueError(f"base: {base!r} is unknown; expected 'pretrained' or 'random'")
     lora = tuning.method_named(method).lora
-    model = blank_segmenter(sizes, image_size, classes, rank, lora, lora_blocks)
+    parts = parts or tuning.Parts(method)
+    if parts.method != method:
+        raise ValueError(f"parts are of method {parts.method!r}, not of {method!r}")
+    core = parts.trains == "core"
+    model = blank_segmenter(sizes, image_size, classes, rank, lora, lora_blocks, core)
     model.to_empty(device="cpu")
     if base == "random":
         initialise(model, _generator(seed, "base"))
@@ -169,7 +214,7 @@ def build_segmenter(
         _take_over(model, fit_tables(state, sizes, image_size))
     reset_head(model.mask_decoder, _generator(seed, "head"))
     reset_lora(model, _generator(seed, "adapter"))
-    tuning.freeze(model, method)
+    tuning.freeze(model, parts)
     return model
 
 

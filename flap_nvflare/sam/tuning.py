@@ -1,7 +1,8 @@
 """What trains and travels: the seven methods of arXiv 2407.21739 as sets of parameter names.
 
 A method is a set of groups and a group is a rule on names alone, so a site's filter can judge an
-update without building a network. Names are segment_anything's own, plus `.lora_a` and `.lora_b`.
+update without building a network. Names are segment_anything's own, plus `.lora_a`, `.lora_b` and
+`.lora_core` of adapters, and `.offset_a` and `.offset_b` of a change of the frozen base.
 
 | method | groups |
 |---|---|
@@ -12,6 +13,9 @@ update without building a network. Names are segment_anything's own, plus `.lora
 | lora | adapters alone; the fresh head stays as it was drawn |
 | lora_decoder | adapters, the whole mask decoder (SAMed) |
 | flap | adapters, up-scaler, hyper-networks, mask tokens |
+
+Which factors of an adapter train, and what of all that trains leaves the site, depends on the rule
+of aggregation as well: see `Parts`.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.backbone import Architecture
@@ -51,12 +55,22 @@ OUTPUT = (
 )
 QUALITY = rf"mask_decoder\.(iou_token\.weight|iou_prediction_head\.layers\.{_N}{_AFFINE})"
 DECODER = rf"{DECODER_TRANSFORMER}|{OUTPUT}|{QUALITY}"
-ADAPTERS = (
+_ADAPTED = (
     rf"(image_encoder\.blocks\.{_N}\.attn\.qkv\.[qv]"
-    rf"|mask_decoder\.transformer\.{_DECODER_ATTENTION}\.(q_proj\.q|v_proj\.v))\.lora_[ab]"
+    rf"|mask_decoder\.transformer\.{_DECODER_ATTENTION}\.(q_proj\.q|v_proj\.v))"
 )
+ADAPTERS = rf"{_ADAPTED}\.lora_(a|b|core)"
+OFFSETS = rf"{_ADAPTED}\.offset_[ab]"
 EVERYTHING = rf"{ENCODER_ATTENTION}|{ENCODER_REST}|{PROMPTS}|{DECODER}"
-LORA_SUFFIXES = (".lora_a", ".lora_b")
+LORA_A, LORA_B, LORA_CORE = LORA_SUFFIXES = (".lora_a", ".lora_b", ".lora_core")
+# Which factors train, by what a rule says of itself (`aggregation.rule.Card.trains`).
+TRAINED = {
+    "ab": (LORA_A, LORA_B),
+    "b": (LORA_B,),
+    "alternate": (LORA_A, LORA_B),
+    "core": (LORA_CORE,),
+}
+PERSONAL = ("none", "head", "ditto")
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,102 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What trains at a site, what travels, what stays there, and what never changes.
+
+    | rule trains | trains | fixed as drawn | travels up in round t |
+    |---|---|---|---|
+    | ab | A, B | | A, B |
+    | b | B | A | B |
+    | alternate | B in even rounds, A in odd ones | | the factor that trained |
+    | core | R of B R A | A, B | R |
+
+    All other weights of the method train and travel with them, but what is private. Down comes
+    all that is shared in any round. Fixed factors are drawn from the federation's seed at every
+    site and at the server, and never travel.
+
+    Attributes:
+        method: one of `METHODS`.
+        trains: which factors train, one of `TRAINED`.
+        stays: the factors that train but stay at their site: nothing, or `b`.
+        personal: with `head` the output layers (`OUTPUT`) train but stay at their site; `none`
+            and `ditto` (a second adapter of the site's own) change nothing here.
+        offset: whether a change of the frozen base comes down besides.
+
+    Raises:
+        ValueError: on an unknown value, or if nothing that trains were left to travel.
+    """
+
+    method: str
+    trains: str = "ab"
+    stays: str = ""
+    personal: str = "none"
+    offset: bool = False
+
+    def __post_init__(self) -> None:
+        lora = method_named(self.method).lora
+        for name, known in (
+            ("trains", tuple(TRAINED)),
+            ("stays", ("", "b")),
+            ("personal", PERSONAL),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is unknown; expected one of {known}")
+        if not lora and (self.trains != "ab" or self.stays or self.offset):
+            raise ValueError(
+                f"method {self.method!r} has no adapters, which the rule needs; take flap, lora "
+                "or lora_decoder, or the rule mean or svd"
+            )
+        if self.offset and method_named(self.method).holds(
+            "mask_decoder.transformer.layers.0.self_attn.q_proj.weight"
+        ):
+            raise ValueError(
+                f"method {self.method!r} trains weights under adapters, which the rule would "
+                "change; take flap or lora"
+            )
+        if self.stays and self.trains != "ab":
+            raise ValueError(f"where {self.trains!r} trains, 'b' cannot stay; nothing would travel")
+        head = method_named(self.method).holds("mask_decoder.mask_tokens.weight")
+        if self.personal == "head" and (not head or self.method == "partial_decoder"):
+            raise ValueError(
+                f"personal 'head': method {self.method!r} trains "
+                f"{'nothing but the head' if head else 'no head'}; take flap or personal 'none'"
+            )
+
+    def trained(self, name: str, round_index: int | None = None) -> bool:
+        """Whether the parameter `name` trains in that round; without a round, in any."""
+        if not method_named(self.method).holds(name):
+            return False
+        if not name.endswith(LORA_SUFFIXES):
+            return True
+        suffixes = TRAINED[self.trains]
+        if self.trains == "alternate" and round_index is not None:
+            suffixes = (LORA_A if round_index % 2 else LORA_B,)
+        return name.endswith(suffixes)
+
+    def private(self, name: str) -> bool:
+        """Whether `name` trains but never leaves its site."""
+        if self.personal == "head" and re.fullmatch(OUTPUT, name):
+            return True
+        return self.stays == "b" and name.endswith(LORA_B) and self.trained(name)
+
+    def fixed(self, name: str) -> bool:
+        """Whether `name` is a factor that stays as the seed drew it."""
+        if not re.fullmatch(ADAPTERS, name) or name.endswith(LORA_CORE):
+            return False
+        return method_named(self.method).lora and not self.trained(name)
+
+    def up(self, name: str, round_index: int | None = None) -> bool:
+        """Whether `name` leaves the site after that round; without a round, after any."""
+        return self.trained(name, round_index) and not self.private(name)
+
+    def down(self, name: str) -> bool:
+        """Whether `name` comes down: all that travels up in any round, and the offset."""
+        return self.up(name) or (self.offset and re.fullmatch(OFFSETS, name) is not None)
+
+
+@dataclass(frozen=True)
 class Count:
     """Size of what a method sends in one transfer: one client, one direction, one round.
 
@@ -116,26 +226,56 @@ def method_named(method: str) -> Method:
     return METHODS[method]
 
 
-def travels(method: str, name: str) -> bool:
-    """Whether the parameter called `name` trains and travels under `method`.
+def travels(method: str, name: str, offset: bool = False) -> bool:
+    """Whether the parameter called `name` may travel under `method`, whatever the rule.
 
     Names alone decide: a name of the right form that no network has is refused elsewhere, by
-    comparing names and shapes with the network's.
+    comparing names and shapes with the network's. What of these names travels under one rule,
+    and when, `Parts` says.
+
+    Args:
+        method: one of `METHODS`.
+        name: the name of a tensor.
+        offset: on the way down of a rule that changes the frozen base.
     """
-    return method_named(method).holds(name)
+    chosen = method_named(method)
+    if offset and chosen.lora and re.fullmatch(OFFSETS, name):
+        return True
+    return chosen.holds(name)
 
 
-def trainable(model: nn.Module, method: str) -> dict[str, nn.Parameter]:
-    """The parameters of `model` that train and travel under `method`, sorted by name."""
-    holds = method_named(method).holds
-    return {name: p for name, p in sorted(model.named_parameters()) if holds(name)}
+def trainable(model: nn.Module, method: str | Parts) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that train (in any round), sorted by name.
+
+    Args:
+        model: the network.
+        method: the parts; a method's name stands for both factors of every adapter.
+    """
+    trained = _parts(method).trained
+    return {name: p for name, p in sorted(model.named_parameters()) if trained(name)}
 
 
-def freeze(model: nn.Module, method: str) -> None:
-    """Sets `requires_grad` on exactly the parameters that train under `method`."""
+def fixed(model: nn.Module, parts: Parts) -> dict[str, Tensor]:
+    """Copies on the CPU of the factors that stay as the seed drew them, sorted by name.
+
+    Site and server each draw them; their SHA-256 tells whether both drew the same.
+    """
+    return {
+        name: parameter.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in sorted(model.named_parameters())
+        if parts.fixed(name)
+    }
+
+
+def freeze(model: nn.Module, method: str | Parts) -> None:
+    """Sets `requires_grad` on exactly the parameters that train (in any round)."""
     model.requires_grad_(False)
     for parameter in trainable(model, method).values():
         parameter.requires_grad_(True)
+
+
+def _parts(method: str | Parts) -> Parts:
+    return method if isinstance(method, Parts) else Parts(method)
 
 
 def count(arch: str | Architecture, image_size: int, classes: int, rank: int) -> list[Count]:

@@ -7,6 +7,7 @@ federation's executor, ends up here.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flap_nvflare.adapter.factors import shape_of_rank
+from flap_nvflare.sam import tuning
+from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.handlers import RoundWatch
+from flap_nvflare.training.local_terms import LocalTerms
 from flap_nvflare.training.moments import load_moments, save_moments
 from flap_nvflare.training.ranks import ONE_PROCESS, Ranks
 from flap_nvflare.training.schedule import RoundClock, never
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from flap_nvflare.training.prefix_cache import PrefixCache
 
 Progress = Callable[[dict[str, Any]], None]
+Moments = defaultdict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class SiteWork:
         site: the site's disk.
         device: where `network` lives.
         network: the segmenter.
-        parameters: what trains and travels, by name.
+        parameters: what trains (in any round), by name.
         optimizer: an AdamW over `parameters`.
         clock: read by the schedule and the handlers, set here.
         watch: the trainer's handler that collects losses.
@@ -74,6 +80,8 @@ class SiteWork:
         data: the site's scans, not read yet.
         ranks: the processes that train this site together, each with a `SiteWork` of its own.
         prefix: what the frozen blocks made of the slices; None computes them at every step.
+        parts: what of `parameters` trains when, and travels; None for all of it, always.
+        terms: the trainer's handler that adds to gradients; None if it has none.
     """
 
     def __init__(
@@ -91,6 +99,8 @@ class SiteWork:
         data: SiteData,
         ranks: Ranks = ONE_PROCESS,
         prefix: PrefixCache | None = None,
+        parts: Parts | None = None,
+        terms: LocalTerms | None = None,
     ) -> None:
         self.federation = federation
         self.site = site
@@ -103,6 +113,10 @@ class SiteWork:
         self.data = data
         self.ranks = ranks
         self.prefix = prefix
+        self.parts = parts or Parts(federation.method)
+        self.terms = terms or LocalTerms(self.parameters)
+        # What a site that keeps tensors to itself starts from: no round gives it anything.
+        self._drawn = {n: t for n, t in self.adapter().items() if self.parts.private(n)}
         self._new_trainer = trainer
         self._new_evaluator = evaluator
         self._set_threads()
@@ -113,14 +127,14 @@ class SiteWork:
         return self.data.cases
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Copies of the travelling tensors on the CPU in float32, sorted by name."""
+        """Copies of all that trains on the CPU in float32, sorted by name."""
         return {
             name: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, parameter in self.parameters.items()
         }
 
     def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Puts `tensors` in place of the travelling ones.
+        """Puts `tensors` in place of all that trains.
 
         Raises:
             ValueError: if names or shapes are not exactly those of `adapter`; nothing is
@@ -140,13 +154,48 @@ class SiteWork:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
 
-    def spec(self) -> UpdateSpec:
-        """What a travelling update of this site must look like."""
+    def fresh_private(self) -> dict[str, torch.Tensor]:
+        """What trains but never leaves the site, as the federation's seed drew it."""
+        return {name: tensor.clone() for name, tensor in self._drawn.items()}
+
+    def fixed(self) -> dict[str, torch.Tensor]:
+        """Copies of the factors that stay as the federation's seed drew them."""
+        return tuning.fixed(self.network, self.parts)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the adapters at this site."""
+        return self.federation.site_ranks.get(self.site.name, self.federation.rank)
+
+    def spec(self, round_index: int | None = None) -> UpdateSpec:
+        """What an update of this site looks like.
+
+        Args:
+            round_index: the round after which it leaves the site; None for all that leaves it
+                in any round.
+        """
+        return self._spec(lambda name: self.parts.up(name, round_index), self.rank)
+
+    def spec_down(self) -> UpdateSpec:
+        """What comes from the server: all that is shared, at the federation's rank.
+
+        The change of the frozen base, which some rules send besides, is not in it.
+        """
+        return self._spec(self.parts.up, self.federation.rank)
+
+    def spec_whole(self) -> UpdateSpec:
+        """What `adapter` gives, for the site's own files."""
+        return self._spec(self.parts.trained, self.rank)
+
+    def _spec(self, holds: Callable[[str], bool], rank: int) -> UpdateSpec:
         from flap_nvflare.adapter.update import UpdateSpec
 
-        return UpdateSpec.of(
-            self.adapter(), self.federation.method, self.federation.rank, self.network.base_sha256
-        )
+        shapes = {
+            name: shape_of_rank(name, tuple(parameter.shape), rank)
+            for name, parameter in self.parameters.items()
+            if holds(name)
+        }
+        return UpdateSpec(self.federation.method, rank, self.network.base_sha256, shapes)
 
     def train(
         self,
@@ -175,6 +224,8 @@ class SiteWork:
                 f"round {round_index} is none of the federation's {self.federation.rounds}"
             )
         self._set_threads()
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(self.parts.trained(name, round_index))
         loader = self.data.loader(round_index, should_stop, (self.ranks.rank, self.ranks.count))
         torch.manual_seed(derive_seed(self.federation.seed, self.site.name, round_index, "step"))
         self.clock.index = round_index
@@ -239,6 +290,12 @@ class SiteWork:
     def reset_state(self) -> None:
         """Forgets all moments, as in a site that has never trained."""
         self.optimizer.state.clear()
+
+    def swap_state(self, moments: Moments | None = None) -> Moments:
+        """Puts other moments (none: fresh ones) in place of the optimiser's; returns those."""
+        before: Moments = self.optimizer.state
+        self.optimizer.state = defaultdict(dict) if moments is None else moments
+        return before
 
     def _set_threads(self) -> None:
         # The number of threads decides the order of sums, hence the bytes.

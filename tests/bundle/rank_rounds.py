@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from flap_nvflare import aggregation
 from flap_nvflare.bundle.workflow import MULTI_GPU_CONFIG, TRAIN_CONFIG, build_work
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.errors import Stopped, TrainingError
+from flap_nvflare.training.local_terms import Pull, Terms
 from flap_nvflare.training.work import SiteWork
 
 SETTINGS: dict[str, Any] = {
@@ -32,7 +34,15 @@ CASES: dict[str, dict[str, Any]] = {
     "default_loss": {},
     "one_row": {"dice_weight": 0.0, "batch_size": 1},
     "full": {"method": "full"},
+    "by_turns": {**CROSS_ENTROPY, "rule": "by_turns"},
 }
+
+
+def terms_of(work: SiteWork) -> Terms:
+    """A pull towards zero, a shift, and the mean gradient of everything."""
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in work.adapter().items()}
+    shift = {name: torch.full_like(tensor, 0.01) for name, tensor in work.adapter().items()}
+    return Terms(Pull(0.02, "products", zeros), shift, list(zeros))
 
 
 def make(root: Path, **changes: Any) -> SiteWork:
@@ -41,12 +51,22 @@ def make(root: Path, **changes: Any) -> SiteWork:
 
 
 def main(root: Path, folder: Path) -> None:
+    sys.path.append(str(Path(__file__).parents[1]))  # as pytest has it
+    from rule_cards import stand_ins
+
+    aggregation.RULES = stand_ins()
     told: dict[str, Any] = {}
     for name, changes in CASES.items():
         work = make(root, **changes)
         told[name] = [work.train(index).to_dict() for index in range(2)]
         told["threads"] = torch.get_num_threads()
         save_file(work.adapter(), folder / f"{name}_{work.ranks.rank}.safetensors")
+
+    work = make(root, **CROSS_ENTROPY)
+    work.terms.set(terms_of(work))
+    work.train(0)
+    save_file(work.adapter(), folder / f"terms_{work.ranks.rank}.safetensors")
+    save_file(work.terms.mean(), folder / f"mean_{work.ranks.rank}.safetensors")
 
     work = make(root)
     steps: list[dict[str, Any]] = []

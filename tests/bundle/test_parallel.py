@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from rank_rounds import CASES, SETTINGS
+from rank_rounds import CASES, CROSS_ENTROPY, SETTINGS, terms_of
+from rule_cards import rule_cards  # noqa: F401
 from safetensors.torch import load_file
 
 from flap_nvflare.bundle.round_files import Failure, RoundFolder
@@ -80,7 +81,8 @@ def test_the_same_seed_gives_the_same_bytes(results: Path) -> None:
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("case", ["cross_entropy", "one_row"])
+@pytest.mark.usefixtures("rule_cards")
+@pytest.mark.parametrize("case", ["cross_entropy", "one_row", "by_turns"])
 def test_a_mean_over_slices_trains_as_in_one_process(results: Path, site: Site, case: str) -> None:
     reports, one = one_process(site, **CASES[case])
     two = load_file(results / f"{case}_0.safetensors")
@@ -91,6 +93,18 @@ def test_a_mean_over_slices_trains_as_in_one_process(results: Path, site: Site, 
     for own, other in zip(told(results, 0)[case], reports, strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert {**own, "loss": 0, "seconds": 0} == {**other, "loss": 0, "seconds": 0}
+
+
+def test_local_terms_act_on_averaged_gradients(results: Path, site: Site) -> None:
+    work = build_work(Federation.from_dict({**SETTINGS, **CROSS_ENTROPY}), site)
+    work.terms.set(terms_of(work))
+    work.train(0)
+    for name, ours in (("terms", work.adapter()), ("mean", work.terms.mean())):
+        first, second = (load_file(results / f"{name}_{rank}.safetensors") for rank in (0, 1))
+        for key, tensor in ours.items():
+            assert torch.equal(first[key], second[key]), key
+            assert torch.allclose(tensor, first[key], rtol=1e-3, atol=TOLERANCE), key
+    assert any(tensor.abs().max() > 0.01 for tensor in work.terms.mean().values())
 
 
 def test_dice_by_process_trains_much_as_in_one_process(results: Path, site: Site) -> None:
