@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
-from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
-from flap_nvflare.adapter.guard import Limits, Refusal, check_update
+from flap_nvflare.adapter.guard import Limits, Refusal, check_message, check_update, printable
+from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateSpec
-from flap_nvflare.aggregation import Accumulator, AggregationError, Contribution, accumulator
+from flap_nvflare.aggregation import AggregationError, Contribution
+from flap_nvflare.aggregation.encrypted_sum import EncryptedSum
+from flap_nvflare.aggregation.server import ServerRound
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.job import ServerJob, keep_best, server_job
 from flap_nvflare.flare.reports import read_report
@@ -40,7 +43,7 @@ class FlapAggregator(Aggregator):
         self.max_norm = max_norm
         self.max_weight = max_weight
         self._limits = Limits(max_norm=max_norm, max_weight=max_weight)
-        self._accumulator: Accumulator | None = None
+        self._round: ServerRound | None = None
         self._counted: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -53,7 +56,7 @@ class FlapAggregator(Aggregator):
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         with self._lock:
             refusal = self._examine(shareable, site, round_index, job)
-        job.ledger.add(round_index, site, "up", messages.serialised_bytes(shareable))
+        job.ledger.add(round_index, site, "up", messages.received_bytes(shareable))
         if refusal is not None:
             job.refused.append(refusal)
             self.log_warning(
@@ -80,24 +83,24 @@ class FlapAggregator(Aggregator):
             )
         self._check_quorum(job, round_index)
         if round_index > 0:
-            received = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
-            keep_best(job, received, round_index, job.validation_scores())
+            keep_best(job, job.received(), round_index, job.validation_scores())
         started = time.perf_counter()
-        result = self._rule(job).result()
+        job.state, job.aggregate = self._open(job, round_index).result(len(job.sites))
         job.aggregation_seconds = time.perf_counter() - started
-        job.aggregate, job.turned = result, result.turned
         self._drop_strays(job)
+        left_out = ", ".join(job.aggregate.excluded)
         self.log_info(
             fl_ctx,
             f"round {round_index}: {len(self._counted)} updates, rule "
-            f"{job.federation.rule}, relative error {result.error:.4f}",
+            f"{job.federation.rule}, relative error {job.aggregate.error:.4f}"
+            + (f", left out: {left_out}" if left_out else ""),
         )
-        return DXO(DataKind.WEIGHTS, data=dict(result.tensors)).to_shareable()
+        return DXO(DataKind.WEIGHTS, data=job.state.parcel().flat()).to_shareable()
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forgets the round's updates."""
         with self._lock:
-            self._accumulator = None
+            self._round = None
             self._counted.clear()
             self._closed, self._broken = False, ""
 
@@ -116,39 +119,86 @@ class FlapAggregator(Aggregator):
     ) -> Refusal | None:
         if self._closed:
             return Refusal(site, round_index, "", "the round is closed: too late an answer")
+        fault = shareable.get_header(messages.FAULT)
+        if fault is not None:
+            return Refusal(site, round_index, "", f"unreadable message: {printable(fault, 200)}")
         try:
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
             spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
             weight, sent_round = dxo.meta[messages.WEIGHT], dxo.meta[messages.ROUND]
             report = read_report(dxo.meta.get(messages.REPORT, {}), job.federation.class_names)
+            tensors, offset, control = parcel(dict(dxo.data))
         except Exception as error:  # what a peer sends may raise anything
             return Refusal(site, round_index, "", f"unreadable message: {str(error)[:200]}")
         if site in self._counted:
             return Refusal(site, round_index, "", "a second answer in the same round")
-        refusal = check_update(
-            dxo.data,
-            spec,
-            site=site,
-            round_index=sent_round,
-            expected_round=round_index,
-            weight=weight,
-            expected=job.spec,
-            frozen=job.frozen,
-            limits=self._limits,
+        if site not in job.taking_part:
+            return Refusal(site, round_index, "", "the site was not drawn for this round")
+        expected = job.expected(site, round_index)
+        known: dict[str, Any] = {
+            "site": site,
+            "round_index": sent_round,
+            "expected_round": round_index,
+            "weight": weight,
+            "expected": expected,
+            "limits": self._limits,
+        }
+        refusal = (
+            check_update(tensors | offset, spec, frozen=job.frozen, **known)
+            if job.cipher is None
+            else check_message(spec, **known)  # the tensors' turn comes when they are added
         )
+        if refusal is None and (control or job.federation.optimizer == "scaffold"):
+            refusal = self._check_control(control, site, round_index, expected, job)
         if refusal is None:
-            refusal = self._fold(Contribution(site, float(weight), dxo.data), round_index, job)
+            steps = report.get("steps", 0)
+            most = self._limits.max_steps
+            if type(steps) is not int or not 1 <= steps <= most:
+                shown = printable(repr(steps))
+                return Refusal(site, round_index, "", f"{shown} steps; expected 1 to {most}")
+            one = Contribution(site, float(weight), tensors)
+            refusal = self._fold(one, steps, control, round_index, job)
         if refusal is None:
             self._counted.add(site)
+            job.downlink.answered(site)
             job.reports[site] = report
         return refusal
 
-    def _fold(self, one: Contribution, round_index: int, job: ServerJob) -> Refusal | None:
-        """Gives the update to the rule, and its site's own adapter to the cross-site matrix."""
+    def _check_control(
+        self,
+        control: dict[str, Any],
+        site: str,
+        round_index: int,
+        expected: UpdateSpec,
+        job: ServerJob,
+    ) -> Refusal | None:
+        """SCAFFOLD's variates: those of the update's tensors, if they were asked for."""
+        if job.federation.optimizer != "scaffold":
+            return Refusal(site, round_index, min(control), "control variates nobody asked for")
+        return check_update(
+            control,
+            expected,
+            site=site,
+            round_index=round_index,
+            expected_round=round_index,
+            weighted=False,
+            expected=expected,
+            limits=self._limits,
+        )
+
+    def _fold(
+        self,
+        one: Contribution,
+        steps: int,
+        control: dict[str, Any],
+        round_index: int,
+        job: ServerJob,
+    ) -> Refusal | None:
+        """Gives the update to the round, and its site's own adapter to the cross-site matrix."""
         if job.federation.cross_site == "all" and round_index + 1 == job.federation.rounds:
-            job.folder.save(f"sites/{one.site}", one.tensors, job.spec, round=round_index)
+            job.save_site(one.site, one.tensors, round_index)
         try:
-            self._rule(job).add(one)
+            self._open(job, round_index).add(one, steps, control)
         except AggregationError as error:
             return Refusal(one.site, round_index, error.key, str(error))
         except BaseException:
@@ -156,10 +206,13 @@ class FlapAggregator(Aggregator):
             raise
         return None
 
-    def _rule(self, job: ServerJob) -> Accumulator:
-        if self._accumulator is None:
-            self._accumulator = accumulator(job.federation.rule)
-        return self._accumulator
+    def _open(self, job: ServerJob, round_index: int) -> ServerRound:
+        if self._round is None:
+            sealed = None if job.cipher is None else EncryptedSum(job.cipher, job.spec)
+            self._round = ServerRound(
+                job.federation, round_index, job.state, job.downlink.held, sealed
+            )
+        return self._round
 
     def _drop_strays(self, job: ServerJob) -> None:
         """Removes adapters of sites that do not count: of a refusal, or of a broken-off try."""

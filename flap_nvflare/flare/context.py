@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -25,10 +26,16 @@ from flap_nvflare.settings import (
 
 _Number = TypeVar("_Number", int, float)
 
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
 HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
 SITE_FILE = "flap_site.yaml"
+
+
+class RefusedMessageError(ValueError):
+    """The server's message is not what this site accepts."""
 
 
 def home() -> Path:
@@ -120,6 +127,39 @@ def read_site(fl_ctx: FLContext) -> Site:
         cache_gb=_number(path, values, "cache_gb", Site.cache_gb),
         workers=_number(path, values, "workers", Site.workers),
     )
+
+
+def ranked_here(federation: Federation, site: Site, fl_ctx: FLContext) -> Federation:
+    """The settings with this site's rank under the name that it has in its data.
+
+    `site_ranks` names sites as FLARE does; `site` in `flap_site.yaml` may name its data otherwise.
+    """
+    identity = fl_ctx.get_identity_name()
+    if site.name == identity or not federation.site_ranks:
+        return federation
+    ranks = {**federation.site_ranks, site.name: federation.rank_of(identity)}
+    return dataclasses.replace(federation, site_ranks=ranks)
+
+
+def state_folder(site: Site, run: str) -> Path:
+    """The site's own folder for what a run must remember.
+
+    Args:
+        site: the site.
+        run: the run's name as the server says it, `job/time`.
+
+    Raises:
+        RefusedMessageError: if the name is of another form; it may not lead elsewhere.
+        ValueError: if the site has no place for it.
+    """
+    parts = run.split("/")
+    if len(parts) != 2 or not all(part and set(part) <= _SAFE for part in parts):
+        raise RefusedMessageError(f"run name {run!r} is not of the form job/time")
+    if site.state_dir is None:
+        raise ValueError(f"site {site.name} has no state_dir")
+    folder = site.state_dir / parts[0] / parts[1] / site.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _read_site_file(path: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
+from flap_nvflare.adapter.update import content_sha256
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import QuorumError
 from flap_nvflare.flare.finish import models_to_score, write_results
-from flap_nvflare.flare.job import ServerJob, open_job, quorum_of
+from flap_nvflare.flare.job import ServerJob, open_job
 from flap_nvflare.flare.reports import read_scores
 
 
@@ -65,9 +66,8 @@ class FlapController(ScatterAndGather):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Opens the job; a bad setting stops it with its message."""
         try:
-            job = open_job(fl_ctx, self.run_name, self.federation)
             sites = sorted(client.name for client in self._engine.get_clients())
-            job.quorum = quorum_of(job.federation, len(sites))
+            job = open_job(fl_ctx, self.run_name, self.federation, sites)
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
             return
@@ -108,8 +108,13 @@ class FlapController(ScatterAndGather):
         """Starts the books of a round."""
         super().handle_event(event_type, fl_ctx)
         if event_type == AppEventType.ROUND_STARTED:
-            self.job.begin_round()
-            self._bytes_down = 0
+            self.job.begin_round(self._current_round)
+
+    def broadcast_and_wait(self, task: Task, *arguments: Any, **options: Any) -> None:
+        """FLARE's, a round's training to the sites that were drawn for it."""
+        if task.name == messages.TRAIN:
+            options["targets"] = list(self.job.taking_part)
+        super().broadcast_and_wait(task, *arguments, **options)
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
@@ -121,17 +126,17 @@ class FlapController(ScatterAndGather):
 
     def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         super()._prepare_train_task_data(client_task, fl_ctx)
+        fl_ctx.set_prop(messages.RECEIVER, client_task.client.name, private=True, sticky=False)
         data = client_task.task.data
-        if not self._bytes_down:
+        if data.get_header(messages.RUN) is None:  # FLARE sends all sites one copy of the first's
             self._address(data, self._current_round)
-            self._bytes_down = messages.serialised_bytes(data)
-        self.job.ledger.add(self._current_round, client_task.client.name, "down", self._bytes_down)
 
     def _address(self, data: Shareable, round_index: int) -> None:
         """Adds to a task's message what a site must know to do and to check it."""
         data.set_header(messages.FEDERATION, self.job.federation.to_dict())
         data.set_header(messages.RUN, self.job.run)
-        data.set_header(messages.TURNED, self.job.turned)
+        data.set_header(messages.TURNED, self.job.state.turned)
+        data.set_header(messages.FIXED, content_sha256(self.job.fixed))
         if data.get("DXO") and data["DXO"].get("kind") == DataKind.WEIGHTS:
             data["DXO"]["meta"] = {
                 messages.SPEC: self.job.spec.to_dict(),
@@ -146,8 +151,8 @@ class FlapController(ScatterAndGather):
         data = DXO(
             DataKind.COLLECTION,
             data={
-                name: messages.weights_dxo(tensors, self.job.spec, rounds)
-                for name, tensors in models.items()
+                name: messages.weights_dxo(tensors, spec, rounds)
+                for name, (tensors, spec) in models.items()
             },
         ).to_shareable()
         self._address(data, rounds)

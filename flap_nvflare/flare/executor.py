@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
@@ -15,20 +13,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.guard import check_update
-from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update
+from flap_nvflare.adapter.parcel import Parcel, parcel
+from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare import messages
-from flap_nvflare.flare.context import read_site
-from flap_nvflare.settings import Federation, Site
+from flap_nvflare.flare.context import RefusedMessageError, ranked_here, read_site, state_folder
+from flap_nvflare.settings import Federation
 
 if TYPE_CHECKING:
+    from flap_nvflare.training.site_round import Progress, Run, SiteRound
     from flap_nvflare.training.work import SiteWork, TrainReport
-
-_KEPT_ROUNDS = 2
-
-
-class RefusedMessageError(ValueError):
-    """The server's message is not what this site accepts."""
 
 
 class FlapExecutor(Executor):
@@ -41,7 +36,8 @@ class FlapExecutor(Executor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._workflow: SiteWork | None = None
+        self._site_round: SiteRound | None = None
+        self._open_for: tuple[Federation, str] | None = None
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -77,28 +73,20 @@ class FlapExecutor(Executor):
         clock = Stopwatch()
         dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
         round_index = int(dxo.meta[messages.ROUND])
-        workflow = self._open(shareable, fl_ctx)
-        self._load(workflow, dxo)
+        site_round = self._open(shareable, fl_ctx)
+        work = site_round.work
+        self._receive(site_round, dxo, shareable)
         clock.lap("open")
         score: dict[str, Any] = {}
-        if round_index > 0 and workflow.cases.validation:
-            score = workflow.evaluate("validation", should_stop).to_dict()
+        if round_index > 0 and work.cases.validation:
+            score = site_round.evaluate("validation", should_stop).to_dict()
         clock.lap("evaluate")
-        state = _state_folder(workflow.site, shareable)
-        moments = state / f"moments_{round_index - 1}.safetensors"
-        if moments.is_file():
-            workflow.load_state(
-                moments, reset_factors=bool(shareable.get_header(messages.TURNED, True))
-            )
-        else:  # the first round, or this site missed the last one
-            workflow.reset_state()
-        progress = self._progress(workflow, fl_ctx)
-        report = _train_round(workflow, round_index, state, should_stop, progress)
+        report = site_round.train(
+            round_index, should_stop, self._progress(work, fl_ctx), _run(site_round)
+        )
         clock.lap("read", beside=("steps", report.seconds))
-        tensors, spec = workflow.adapter(), workflow.spec()
-        workflow.save_state(state / f"moments_{round_index}.safetensors")
-        save_update(state / "adapter.safetensors", tensors, spec)
-        (state / f"moments_{round_index - _KEPT_ROUNDS}.safetensors").unlink(missing_ok=True)
+        data = Parcel(site_round.update(), {}, site_round.control_change()).flat()
+        site_round.save(round_index)
         clock.lap("save")
         figures = {
             "dice": score.get("dice", {}),
@@ -108,27 +96,32 @@ class FlapExecutor(Executor):
             "cases": report.cases,
             "seconds": round(sum(clock.seconds.values()), 3),
             "timings": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
-            "synthetic": workflow.site.synthetic,
+            "synthetic": work.site.synthetic,
         }
-        weight = _weight(workflow.federation, report.cases, report.slices)
-        return messages.weights_dxo(
-            tensors,
-            spec,
+        weight = work.federation.weight_of(report.cases, report.slices)
+        reply = messages.weights_dxo(
+            data,
+            work.spec(round_index),
             round_index,
             **{messages.WEIGHT: weight, messages.REPORT: figures},
         ).to_shareable()
+        messages.hand_on(shareable, reply)
+        return reply
 
     def _validate(
         self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
     ) -> Shareable:
         dxo = messages.read_dxo(shareable, DataKind.COLLECTION)
-        workflow = self._open(shareable, fl_ctx)
+        site_round = self._open(shareable, fl_ctx)
         scores: dict[str, Any] = {}
         for name in sorted(dxo.data):
-            self._load(workflow, dxo.data[name])
-            held_out = name == "last" and workflow.cases.validation
+            self._receive(site_round, dxo.data[name], shareable)
+            held_out = name == "last" and site_round.work.cases.validation
             scores[name] = {
-                split: workflow.evaluate(split, should_stop).numbered().to_dict()
+                # Only the last adapter has a personal one beside it.
+                split: site_round.evaluate(split, should_stop, personal=name == "last")
+                .numbered()
+                .to_dict()
                 for split in (("test", "validation") if held_out else ("test",))
             }
         return DXO(DataKind.METRICS, data=scores).to_shareable()
@@ -136,42 +129,71 @@ class FlapExecutor(Executor):
     def _submit_model(
         self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
     ) -> Shareable:
-        workflow = self._open(shareable, fl_ctx)
-        tensors, spec, _ = load_update(
-            _state_folder(workflow.site, shareable) / "adapter.safetensors"
-        )
-        return messages.weights_dxo(tensors, spec, workflow.federation.rounds).to_shareable()
+        site_round = self._open(shareable, fl_ctx)
+        if site_round.work.federation.dp_clip:
+            raise RefusedMessageError("dp_clip: the site's own adapter would leave without noise")
+        tensors, spec = site_round.last_adapter()
+        rounds = site_round.work.federation.rounds
+        return messages.weights_dxo(tensors, spec, rounds).to_shareable()
 
-    def _open(self, shareable: Shareable, fl_ctx: FLContext) -> SiteWork:
-        """This site's workflow for the task's settings, kept while they stay the same."""
+    def _open(self, shareable: Shareable, fl_ctx: FLContext) -> SiteRound:
+        """This site's work for the task's settings and run, kept while they stay the same."""
         from flap_nvflare.bundle.workflow import build_work
+        from flap_nvflare.training.site_round import SiteRound
 
         federation = Federation.from_dict(shareable.get_header(messages.FEDERATION) or {})
-        if self._workflow is None or self._workflow.federation != federation:
+        run = str(shareable.get_header(messages.RUN) or "")
+        if self._open_for != (federation, run):
             site = read_site(fl_ctx)
             if site.synthetic:
                 self.log_info(
                     fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
                 )
-            self._workflow = build_work(federation, site)
-        return self._workflow
+            work = build_work(ranked_here(federation, site, fl_ctx), site)
+            self._site_round = SiteRound(work, state_folder(site, run))
+            self._open_for = (federation, run)
+            self._check_fixed(self._site_round, shareable)
+        assert self._site_round is not None
+        return self._site_round
 
-    def _load(self, workflow: SiteWork, dxo: DXO) -> None:
-        """Checks the server's adapter against this site's own network, then loads it."""
-        sent_round = dxo.meta.get(messages.ROUND)
+    def _check_fixed(self, site_round: SiteRound, shareable: Shareable) -> None:
+        """Factors that never travel must have been drawn alike at the server and here."""
+        wanted, ours = shareable.get_header(messages.FIXED), site_round.fixed_sha256()
+        if wanted != ours:
+            self._open_for = None
+            raise RefusedMessageError(
+                f"the frozen factors drawn here have SHA-256 {ours}, the server's {wanted}: use "
+                f"the same version of torch"
+            )
+
+    def _receive(self, site_round: SiteRound, dxo: DXO, shareable: Shareable) -> None:
+        """Checks the server's adapter against this site's own network, then takes it up."""
+        sent_round, work = dxo.meta.get(messages.ROUND), site_round.work
+        tensors, offset, control = parcel(dict(dxo.data))
+        expected = work.spec_down()
+        spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
+        if spec.rank <= expected.rank:  # another site's adapter, of its own rank
+            tensors = of_rank(tensors, expected.rank)
+            spec = spec.part(spec.shapes, expected.rank)
         refusal = check_update(
-            dxo.data,
-            UpdateSpec.from_dict(dxo.meta[messages.SPEC]),
+            tensors,
+            spec,
             site="server",
             round_index=sent_round,
             expected_round=sent_round,
             weighted=False,
-            expected=workflow.spec(),
-            frozen=set(workflow.network.state_dict()) - set(workflow.spec().shapes),
+            expected=expected,
+            frozen=set(work.network.state_dict()) - set(expected.shapes),
         )
         if refusal is not None:
             raise RefusedMessageError(f"adapter from the server: {refusal.key}: {refusal.reason}")
-        workflow.load_adapter({name: tensor.to(torch.float32) for name, tensor in dxo.data.items()})
+        site_round.receive(
+            tensors,
+            round_index=int(sent_round),
+            turned=bool(shareable.get_header(messages.TURNED, True)),
+            offset=offset,
+            control=control,
+        )
 
     def _progress(self, workflow: SiteWork, fl_ctx: FLContext) -> Callable[[dict[str, Any]], None]:
         def show(figures: dict[str, Any]) -> None:
@@ -204,35 +226,17 @@ class Stopwatch:
         self._last = now
 
 
-def _train_round(
-    workflow: SiteWork,
-    round_index: int,
-    state: Path,
-    should_stop: Callable[[], bool],
-    progress: Callable[[dict[str, Any]], None],
-) -> TrainReport:
-    """The round in this process, or in as many as the site says."""
-    if workflow.site.processes == 1:
-        return workflow.train(round_index, should_stop, progress)
+def _run(site_round: SiteRound) -> Run | None:
+    """Trains the round in as many processes as the site says; None for this one alone."""
+    if site_round.work.site.processes == 1:
+        return None
     from flap_nvflare.flare.processes import train_in_processes
 
-    return train_in_processes(workflow, round_index, state, should_stop, progress)
+    def run(
+        work: SiteWork, round_index: int, should_stop: Callable[[], bool], progress: Progress
+    ) -> TrainReport:
+        return train_in_processes(
+            work, round_index, site_round.memory.folder, should_stop, progress
+        )
 
-
-def _state_folder(site: Site, shareable: Shareable) -> Path:
-    run = str(shareable.get_header(messages.RUN) or "")
-    parts = run.split("/")
-    if len(parts) != 2 or not all(part and set(part) <= _SAFE for part in parts):
-        raise RefusedMessageError(f"run name {run!r} is not of the form job/time")
-    if site.state_dir is None:
-        raise ValueError(f"site {site.name} has no state_dir")
-    folder = site.state_dir / parts[0] / parts[1] / site.name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
-def _weight(federation: Federation, cases: int, slices: int) -> float:
-    return float({"cases": cases, "slices": slices, "equal": 1}[federation.weight_by])
+    return run

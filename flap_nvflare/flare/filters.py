@@ -17,6 +17,9 @@ from nvflare.apis.fl_constant import ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
+from flap_nvflare.adapter.container import CodecError, names
+from flap_nvflare.adapter.parcel import CONTROL
+from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_federation
 from flap_nvflare.sam.tuning import travels
 
@@ -30,11 +33,14 @@ class AdapterOnlyFilter(Filter):
     Args:
         method: one of the seven methods of `sam.tuning`; empty reads the method from the
             job's own `federation.yaml` at this site.
+        offset: whether a change of the frozen base may pass besides, as rules `residual` and
+            `stack` send it; for messages to the site, never for those that leave it.
     """
 
-    def __init__(self, method: str = "") -> None:
+    def __init__(self, method: str = "", offset: bool = False) -> None:
         super().__init__()
         self.method = method
+        self.offset = offset
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Returns the message untouched.
@@ -49,7 +55,7 @@ class AdapterOnlyFilter(Filter):
         if extra:
             raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
         if _DXO_KEYS & set(shareable):
-            _check_dxo(_read(shareable), method)
+            _check_dxo(_read(shareable), method, self.offset)
         return shareable
 
 
@@ -67,18 +73,18 @@ def _bare_error(shareable: Shareable) -> Shareable:
     return shareable
 
 
-def _check_dxo(dxo: DXO, method: str) -> None:
+def _check_dxo(dxo: DXO, method: str, offset: bool) -> None:
     if dxo.data_kind == DataKind.COLLECTION:
         for part in dict(dxo.data).values():
             if not isinstance(part, DXO):
                 raise ContentBlockedException("a collection may hold only DXOs")
-            _check_dxo(part, method)
+            _check_dxo(part, method, offset)
     elif dxo.data_kind == DataKind.WEIGHTS:
-        for name, tensor in dict(dxo.data).items():
-            if not isinstance(name, str) or not travels(method, name):
-                raise ContentBlockedException(
-                    f"tensor {name!r} is not among those of method {method!r} and may not travel"
-                )
+        data = dict(dxo.data)
+        if messages.CODED in data:
+            _check_coded(data.pop(messages.CODED), method)
+        for name, tensor in data.items():
+            _check_name(name, method, offset)
             if not isinstance(tensor, torch.Tensor):
                 raise ContentBlockedException(f"{name!r} is {type(tensor).__name__}, no tensor")
     elif dxo.data_kind == DataKind.METRICS:
@@ -86,6 +92,26 @@ def _check_dxo(dxo: DXO, method: str) -> None:
     else:
         raise ContentBlockedException(f"a DXO of kind {dxo.data_kind!r} may not travel")
     _check_plain(dxo.meta, "meta")
+
+
+def _check_name(name: object, method: str, offset: bool) -> None:
+    plain = name.removeprefix(CONTROL) if isinstance(name, str) else ""
+    if not travels(method, plain, offset):
+        raise ContentBlockedException(
+            f"tensor {name!r} is not among those of method {method!r} and may not travel"
+        )
+
+
+def _check_coded(message: object, method: str) -> None:
+    """Coded bytes list the names that they hold; a receiver reads no others."""
+    if not isinstance(message, bytes):
+        raise ContentBlockedException(f"coded bytes are {type(message).__name__}")
+    try:
+        found = names(message)
+    except CodecError as error:
+        raise ContentBlockedException(f"coded bytes that can't be read: {error}") from error
+    for name in found:
+        _check_name(name, method, offset=False)
 
 
 def _check_plain(value: Any, place: str) -> None:

@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
+from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare.job import ServerJob, keep_best
 from flap_nvflare.flare.run import BEST, LAST
 
 
-def models_to_score(job: ServerJob) -> dict[str, dict[str, torch.Tensor]]:
+def models_to_score(job: ServerJob) -> dict[str, tuple[dict[str, torch.Tensor], UpdateSpec]]:
     """The adapters for the cross-site matrix: last, best, and each site's own last if asked."""
-    names = {"last": LAST, "best": BEST}
+    rank = job.federation.rank
+    files = {"last": (LAST, rank), "best": (BEST, rank)}
     if job.federation.cross_site == "all":
         for path in sorted((job.folder.path / "sites").glob("*.safetensors")):
-            names[f"site_{path.stem}"] = f"sites/{path.stem}"
-    found = {name: job.folder.load(file, job.spec) for name, file in names.items()}
-    return {name: loaded[0] for name, loaded in found.items() if loaded is not None}
+            files[f"site_{path.stem}"] = (f"sites/{path.stem}", job.federation.rank_of(path.stem))
+    found = {name: job.load_adapter(*where) for name, where in files.items()}
+    return {name: loaded for name, loaded in found.items() if loaded is not None}
 
 
 def write_results(job: ServerJob, scores: dict[str, dict[str, Any]]) -> str:
@@ -30,17 +32,16 @@ def write_results(job: ServerJob, scores: dict[str, dict[str, Any]]) -> str:
         scores: by site, by model: the site's scores on its test cases, and for `last` on its
             validation cases, which alone decide whether `last` becomes `best`.
     """
-    last = job.folder.load(LAST, job.spec)
     validation = {
         site: by_model["last"]["validation"]["dice"]["mean"]
         for site, by_model in scores.items()
         if by_model.get("last", {}).get("validation", {}).get("dice", {}).get("mean") is not None
     }
-    if last is not None and (
-        keep_best(job, last[0], job.federation.rounds, validation)
-        or job.folder.load(BEST, job.spec) is None
+    if (
+        keep_best(job, job.state, job.federation.rounds, validation)
+        or job.folder.load(BEST, job.stored) is None
     ):
-        if job.folder.load(BEST, job.spec) is None:  # no validation cases anywhere
+        if job.folder.load(BEST, job.stored) is None:  # no validation cases anywhere
             shutil.copyfile(job.folder.adapter_path(LAST), job.folder.adapter_path(BEST))
         for by_model in scores.values():
             by_model["best"] = {"test": by_model["last"]["test"]}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,12 +16,22 @@ from typing import Any
 import torch
 from nvflare.apis.fl_context import FLContext
 
+from flap_nvflare.adapter.cipher import Cipher
+from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.guard import Refusal
-from flap_nvflare.adapter.ledger import Ledger
+from flap_nvflare.adapter.ledger import DIRECTIONS, Ledger
+from flap_nvflare.adapter.links import Downlink
 from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.aggregation import least_sites
+from flap_nvflare.aggregation.cut import strongest_first
 from flap_nvflare.aggregation.rule import Aggregate
+from flap_nvflare.aggregation.sampling import sampled_sites
+from flap_nvflare.aggregation.server import ServerState
+from flap_nvflare.combinations import check
 from flap_nvflare.flare.context import read_federation, run_folder
+from flap_nvflare.flare.encryption import server_cipher
 from flap_nvflare.flare.run import BEST, LAST, RunFolder
+from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, SettingsError, Site
 
 _JOB = "flap_server_job"
@@ -34,14 +46,19 @@ class ServerJob:
         folder: the run's durable folder.
         spec: names, shapes, method, rank and base of what travels.
         frozen: names of the base's parameters, which never travel.
-        start_tensors: the adapter that the first round of this process starts from.
+        fixed: factors of the adapter that stay as they are drawn, at every site alike.
+        state: what the last round left.
         start_round: rounds already finished.
-        turned: whether the last aggregation turned the factors' basis.
+        parts: what trains, what travels, what stays.
+        sites: names of all sites, sorted.
+        downlink: the way down: what the sites hold.
         reports: what the sites said with the updates that counted in this round.
         refused: the updates that did not count in this round.
-        aggregate: the last result of the rule.
+        aggregate: what the rule made of this round; None until then.
         aggregation_seconds: what that took once the last update was in.
+        cipher: the server's end of the encryption; None if updates come in the clear.
         ledger: bytes by round, site and direction.
+        taking_part: the sites that train in this round.
         quorum: updates that must count for a round to stand.
         round_started: time stamp in seconds.
     """
@@ -50,21 +67,73 @@ class ServerJob:
     folder: RunFolder
     spec: UpdateSpec
     frozen: Collection[str]
-    start_tensors: Mapping[str, torch.Tensor]
+    fixed: Mapping[str, torch.Tensor]
+    parts: Parts
+    state: ServerState
     start_round: int = 0
-    turned: bool = False
+    sites: tuple[str, ...] = ()
+    downlink: Downlink = field(default_factory=Downlink)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     aggregate: Aggregate | None = None
     aggregation_seconds: float = 0.0
+    cipher: Cipher | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    taking_part: Sequence[str] = ()
     quorum: int = 1
     round_started: float = 0.0
 
-    def begin_round(self) -> None:
-        """Forgets what the last round's sites said."""
+    def begin_round(self, round_index: int) -> None:
+        """Draws the round's sites, and forgets what the last round's sites said."""
         self.reports, self.refused, self.aggregate = {}, [], None
+        self.downlink.prepare(self.state.tensors)
+        self.taking_part = sampled_sites(self.federation, round_index, self.sites)
         self.round_started = time.time()
+
+    @property
+    def stored(self) -> UpdateSpec:
+        """The spec of the adapters in the run's folder, which are sealed if updates are."""
+        return self.spec if self.cipher is None else self.cipher.spec(self.spec)
+
+    @property
+    def personal(self) -> bool:
+        """Whether a part of what trains stays at its site."""
+        return bool(self.parts.stays) or self.parts.personal != "none"
+
+    @property
+    def unchanging(self) -> dict[str, torch.Tensor]:
+        """What an adapter's file holds besides what trains; nothing beside sealed bytes."""
+        return {} if self.cipher is not None else {**self.fixed, **self.state.offset}
+
+    def expected(self, site: str, round_index: int) -> UpdateSpec:
+        """What the site's update of the round must look like."""
+        names = [name for name in self.spec.shapes if self.parts.up(name, round_index)]
+        return self.spec.part(names, self.federation.rank_of(site))
+
+    def received(self) -> ServerState:
+        """The state as the sites hold it in this round."""
+        return dataclasses.replace(self.state, tensors=self.downlink.held or self.state.tensors)
+
+    def save_site(self, site: str, tensors: Mapping[str, torch.Tensor], round_index: int) -> None:
+        """Writes a site's own adapter of the round: what it sent, the rest as it held it."""
+        rank = self.federation.rank_of(site)
+        spec = self.spec.part(self.spec.shapes, rank)
+        whole = {**of_rank(self.received().tensors, rank), **tensors}
+        if self.federation.site_ranks:  # a site of smaller rank takes the first directions
+            whole = strongest_first(whole)
+        frozen = {**self.fixed, **self.state.offset}
+        self.folder.save(f"sites/{site}", whole, spec, frozen, round=round_index)
+
+    def load_adapter(
+        self, name: str, rank: int
+    ) -> tuple[dict[str, torch.Tensor], UpdateSpec] | None:
+        """An adapter of the run as it goes to a site, its change of the base with it."""
+        spec = self.spec.part(self.spec.shapes, rank)
+        saved = self.folder.load(name, self.stored.part(self.stored.shapes, rank))
+        if saved is None:
+            return None
+        offset = {key: value for key, value in saved.frozen.items() if key not in self.fixed}
+        return {**saved.tensors, **offset}, spec
 
     def validation_scores(self) -> dict[str, float]:
         """Mean validation Dice by site of the adapter that the round's sites received.
@@ -109,20 +178,30 @@ class ServerJob:
     def round_line(self, round_index: int) -> dict[str, Any]:
         """The line of `rounds.jsonl` for the round that was just aggregated."""
         scores = self.validation_scores()
-        sites = {}
-        for site in sorted(self.reports):
-            sites[site] = {
+        count = self.ledger.bytes
+        error = self.aggregate.error if self.aggregate else None  # nan of what is encrypted
+        sites = {
+            site: {
                 **self.reports[site],
-                "bytes_up": self.ledger.bytes(round_index, site, "up"),
-                "bytes_down": self.ledger.bytes(round_index, site, "down"),
+                "bytes_up": count(round_index, site, "up"),
+                "bytes_down": count(round_index, site, "down"),
             }
+            for site in sorted(self.reports)
+        }
         return {
             "round": round_index,
             "seconds": round(time.time() - self.round_started, 3),
             "validation_dice_received": sum(scores.values()) / len(scores) if scores else None,
             "aggregation_seconds": round(self.aggregation_seconds, 3),
-            "aggregation_error": self.aggregate.error if self.aggregate else None,
+            "aggregation_error": error if error is not None and math.isfinite(error) else None,
+            "excluded": list(self.aggregate.excluded) if self.aggregate else [],
+            "taking_part": list(self.taking_part),
             "sites": sites,
+            # Of all sites, those with them whose update did not count.
+            "bytes": {
+                site: {way: count(round_index, site, way) for way in DIRECTIONS}
+                for site in self.ledger.sites(round_index)
+            },
             "refused": [
                 dataclasses.asdict(refusal)
                 for refusal in sorted(self.refused, key=lambda one: (one.site, one.key, one.reason))
@@ -135,12 +214,23 @@ class ServerJob:
         return f"{self.folder.path.parent.name}/{self.folder.path.name}"
 
 
-def open_job(fl_ctx: FLContext, name: str, changes: Mapping[str, Any] | None) -> ServerJob:
-    """Reads the settings, builds the first adapter or loads the last, and shares the job."""
+def open_job(
+    fl_ctx: FLContext, name: str, changes: Mapping[str, Any] | None, sites: Sequence[str]
+) -> ServerJob:
+    """Reads the settings, builds the first adapter or loads the last, and shares the job.
+
+    Raises:
+        SettingsError: if a setting is bad, or two of them make no sense together.
+    """
     federation = read_federation(fl_ctx, changes)
-    spec, frozen, tensors = _first_adapter(federation)
+    check(federation)
+    job = _first_job(federation, name, tuple(sorted(sites)))
+    job.cipher = server_cipher(fl_ctx, federation)
+    job.quorum = quorum_of(federation, len(sites))
+    for site in sorted(set(federation.site_ranks) - set(sites)):
+        raise SettingsError(f"setting site_ranks: {site!r} is no site of this run; it has {sites}")
     path, resumed = run_folder(name)
-    job = ServerJob(federation, RunFolder(path), spec, frozen, tensors)
+    job.folder = RunFolder(path)
     if resumed:
         _go_on(job)
     fl_ctx.set_prop(_JOB, job, private=True, sticky=True)
@@ -151,14 +241,26 @@ def quorum_of(federation: Federation, sites: int) -> int:
     """Updates that must count for a round to stand, of `sites` sites.
 
     Raises:
-        SettingsError: if `min_sites` asks for more sites than there are.
+        SettingsError: if `min_sites` or `sites_per_round` asks for more sites than there are, or
+            the rule needs more than must count.
     """
-    if federation.min_sites > sites:
+    asked = federation.sites_per_round or sites
+    for name in ("min_sites", "sites_per_round"):
+        wanted = getattr(federation, name)
+        if wanted > sites:
+            raise SettingsError(
+                f"setting {name}: {wanted} is more than the {sites} sites of this run; lower it "
+                f"or start more sites"
+            )
+    quorum = federation.min_sites or max(1, asked)
+    least = least_sites(federation.rule, federation.hostile)
+    if quorum < least:
         raise SettingsError(
-            f"setting min_sites: {federation.min_sites} is more than the {sites} sites of this "
-            f"run; lower it or start more sites"
+            f"setting rule: {federation.rule} with hostile: {federation.hostile} needs {least} "
+            f"updates, but {quorum} would do (min_sites, sites_per_round, sites); raise them or "
+            "lower hostile"
         )
-    return federation.min_sites or max(1, sites)
+    return quorum
 
 
 def server_job(fl_ctx: FLContext) -> ServerJob:
@@ -177,7 +279,7 @@ def server_job(fl_ctx: FLContext) -> ServerJob:
 
 def keep_best(
     job: ServerJob,
-    tensors: Mapping[str, torch.Tensor],
+    state: ServerState,
     rounds: int,
     scores: Mapping[str, float],
 ) -> bool:
@@ -187,42 +289,88 @@ def keep_best(
     """
     if not scores:
         return False
-    best = job.folder.load(BEST, job.spec)
-    known = best[1].get("scores", {}) if best is not None else {}
+    if job.personal:  # sites score with what they keep, which goes with the newest adapter alone
+        _save_best(job, state, rounds, scores)
+        return True
+    best = job.folder.load(BEST, job.stored)
+    known = best.extra.get("scores", {}) if best is not None else {}
     shared = sorted(set(known) & set(scores))
     # Only sites that scored both: a round without a hard site is no better for that.
     if known and sum(scores[site] - known[site] for site in shared) <= 0:
         return False
-    ordered = dict(sorted(scores.items()))
-    score = sum(ordered.values()) / len(ordered)
-    job.folder.save(BEST, tensors, job.spec, rounds=rounds, score=score, scores=ordered)
+    _save_best(job, state, rounds, scores)
     return True
 
 
-def _first_adapter(
-    federation: Federation,
-) -> tuple[UpdateSpec, Collection[str], dict[str, torch.Tensor]]:
-    from flap_nvflare.bundle.builders import make_network
-    from flap_nvflare.sam.tuning import trainable
+def _save_best(
+    job: ServerJob, state: ServerState, rounds: int, scores: Mapping[str, float]
+) -> None:
+    ordered = dict(sorted(scores.items()))
+    score = sum(ordered.values()) / len(ordered)
+    frozen = {} if job.cipher is not None else {**job.fixed, **state.offset}
+    job.folder.save(
+        BEST, state.tensors, job.stored, frozen, rounds=rounds, score=score, scores=ordered
+    )
+
+
+def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
+    """The job before its first round: what every site draws from the seed, drawn here as well."""
+    from flap_nvflare.bundle.builders import make_network, make_parts
+    from flap_nvflare.sam.tuning import fixed
 
     checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
     network = make_network(federation, Site("server", Path(), checkpoint=checkpoint))
-    tensors = {
-        name: parameter.detach().to(torch.float32).clone()
-        for name, parameter in trainable(network, federation.method).items()
+    parts = make_parts(federation)
+    shared = {
+        key: value.detach().to(torch.float32).clone()
+        for key, value in sorted(network.named_parameters())
+        if parts.up(key)
     }
-    spec = UpdateSpec.of(tensors, federation.method, federation.rank, network.base_sha256)
-    frozen = frozenset(network.state_dict()) - set(tensors)
-    return spec, frozen, tensors
+    return ServerJob(
+        federation=federation,
+        folder=RunFolder(Path()),
+        spec=UpdateSpec.of(shared, federation.method, federation.rank, network.base_sha256),
+        frozen=frozenset(network.state_dict()) - set(shared),
+        fixed=fixed(network, parts),
+        parts=parts,
+        state=ServerState(shared),
+        sites=sites,
+        downlink=Downlink(federation.download, shared),
+    )
+
+
+# What may differ between a run and its continuation: who waits for whom, and what is scored.
+_MAY_CHANGE = {"rounds", "min_sites", "train_timeout", "straggler_wait", "cross_site", "threads"}
 
 
 def _go_on(job: ServerJob) -> None:
-    saved = job.folder.load(LAST, job.spec)
+    """Takes up the run in the job's folder after its last whole round.
+
+    Raises:
+        SettingsError: if the settings are not those of the run.
+        UpdateError: if a file is missing, damaged or of other settings.
+    """
+    _check_same_settings(job)
+    saved = job.folder.load(LAST, job.stored)
     if saved is not None:
-        tensors, extra = saved
-        job.start_tensors = tensors
-        job.start_round = int(extra["rounds"])
-        job.turned = bool(extra["turned"])
+        job.start_round = int(saved.extra["rounds"])
+        memory, extra = job.folder.load_state(job.start_round)
+        parts = {
+            prefix: {
+                name.removeprefix(prefix): tensor
+                for name, tensor in memory.items()
+                if name.startswith(prefix)
+            }
+            for prefix in _STATE_PARTS
+        }
+        job.state = ServerState(
+            tensors=saved.tensors,
+            offset={key: value for key, value in saved.frozen.items() if key not in job.fixed},
+            control=parts["control/"],
+            memory=parts["memory/"],
+            turned=bool(extra["turned"]),
+        )
+        job.downlink.restore(parts["held/"])
     if job.start_round > job.federation.rounds:
         raise SettingsError(
             f"{job.folder.path}: {job.start_round} rounds are finished, but setting rounds is "
@@ -231,6 +379,37 @@ def _go_on(job: ServerJob) -> None:
     rounds = job.folder.rounds()
     job.folder.cut_rounds(job.start_round)
     for line in rounds[: job.start_round]:
-        for site, figures in line["sites"].items():
-            job.ledger.add(line["round"], site, "up", figures["bytes_up"])
-            job.ledger.add(line["round"], site, "down", figures["bytes_down"])
+        for site, figures in line["bytes"].items():
+            for direction in DIRECTIONS:
+                job.ledger.add(line["round"], site, direction, figures[direction])
+
+
+def _check_same_settings(job: ServerJob) -> None:
+    made_with = json.loads((job.folder.path / "run.json").read_text(encoding="utf-8"))["federation"]
+    ours = job.federation.to_dict()
+    for name in sorted(ours.keys() - _MAY_CHANGE):
+        if name in made_with and made_with[name] != ours[name]:
+            raise SettingsError(
+                f"setting {name}: {ours[name]!r}, but {job.folder.path} was made with "
+                f"{made_with[name]!r}; restore it or start a new run"
+            )
+
+
+_STATE_PARTS = ("control/", "memory/", "held/")
+
+
+def save_round(job: ServerJob, round_index: int) -> None:
+    """Writes what the round has made; the adapter's file, which counts the rounds, comes last."""
+    # The line first: a kill between the two leaves a line that the resume cuts off.
+    job.folder.append_round(job.round_line(round_index))
+    state = job.state
+    parts = dict(
+        zip(_STATE_PARTS, (state.control, state.memory, job.downlink.stored()), strict=True)
+    )
+    job.folder.save_state(
+        round_index + 1,
+        {prefix + name: value for prefix, part in parts.items() for name, value in part.items()},
+        turned=state.turned,
+    )
+    job.folder.save(LAST, state.tensors, job.stored, job.unchanging, rounds=round_index + 1)
+    job.folder.drop_states(round_index + 1)

@@ -23,9 +23,18 @@ from nvflare.job_config.defs import FilterType
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import ExecEnv, Recipe
 
+from flap_nvflare.combinations import check
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import FlapAggregator
+from flap_nvflare.flare.coding import (
+    DecodeAdapter,
+    DecodeUpdate,
+    EncodeAdapter,
+    EncodeUpdate,
+    PrivacyFilter,
+)
 from flap_nvflare.flare.controller import FlapController
+from flap_nvflare.flare.encryption import DecryptAdapter, EncryptUpdate
 from flap_nvflare.flare.executor import FlapExecutor
 from flap_nvflare.flare.filters import AdapterOnlyFilter
 from flap_nvflare.flare.persistor import FlapPersistor
@@ -48,6 +57,7 @@ class FlapRecipe(Recipe):
 
     def __init__(self, name: str = "fed_kits", profile: str = "auto", **changes: Any) -> None:
         self.federation = Federation.of_profile(profile, changes)
+        check(self.federation)
         job = FedJob(name=name, min_clients=max(1, self.federation.min_sites))
         # The sites run the package that is installed there: no code travels with the job.
         job.set_app_packages([PACKAGE])
@@ -63,15 +73,21 @@ class FlapRecipe(Recipe):
             ),
             id="flap",
         )
+        train = [messages.TRAIN]
+        job.to_server(EncodeAdapter(), filter_type=FilterType.TASK_DATA, tasks=train)
+        job.to_server(DecodeUpdate(), filter_type=FilterType.TASK_RESULT, tasks=train)
         super().__init__(job)
 
     def _prepare_client_apps(self) -> None:
         tasks = [messages.TRAIN, messages.VALIDATE, messages.SUBMIT_MODEL]
         self._job.to_clients(FlapExecutor(), tasks=tasks)
-        for filter_type in (FilterType.TASK_DATA, FilterType.TASK_RESULT):
-            self._job.to_clients(
-                AdapterOnlyFilter(self.federation.method), filter_type=filter_type, tasks=["*"]
-            )
+        method = self.federation.method
+        for one in (DecryptAdapter(), AdapterOnlyFilter(method, offset=True), DecodeAdapter()):
+            self._job.to_clients(one, filter_type=FilterType.TASK_DATA, tasks=tasks)
+        encrypt = EncryptUpdate(self.federation.encryption)
+        private = PrivacyFilter(self.federation.dp_clip, self.federation.dp_noise)
+        for one in (private, EncodeUpdate(), AdapterOnlyFilter(method), encrypt):
+            self._job.to_clients(one, filter_type=FilterType.TASK_RESULT, tasks=tasks)
 
     def process_env(self, env: ExecEnv) -> None:
         """Lets the simulator load this package's components, as a real site's policy does."""

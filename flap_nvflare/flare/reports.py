@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from flap_nvflare.flare.privacy import read_statement
 from flap_nvflare.training.scores import SiteScore
 
 _NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
@@ -20,7 +21,7 @@ TIMINGS = ("open", "evaluate", "read", "steps", "save")
 
 
 def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """A site's figures of a round: `_NUMBERS`, `TIMINGS`, `synthetic`, and Dice by class.
+    """A site's figures of a round: `_NUMBERS`, `TIMINGS`, `synthetic`, `privacy`, Dice by class.
 
     Raises:
         ValueError: if a field is there and is not what its name says.
@@ -35,6 +36,8 @@ def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
         if type(value["synthetic"]) is not bool:
             raise ValueError("synthetic: no truth value")
         report["synthetic"] = value["synthetic"]
+    if "privacy" in value:
+        report["privacy"] = read_statement(value["privacy"])
     timings = value.get("timings", {})
     if not isinstance(timings, Mapping) or not set(timings) <= set(TIMINGS):
         raise ValueError(f"timings: no seconds of {TIMINGS}")

@@ -7,18 +7,46 @@ a run goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
-from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update, save_update
+from flap_nvflare.adapter.factors import LORA_A, LORA_B
+from flap_nvflare.adapter.update import (
+    UpdateError,
+    UpdateSpec,
+    load_update,
+    save_update,
+    write_atomic,
+)
 
 LAST, BEST = "adapter_last", "adapter_best"
 Tensors = dict[str, torch.Tensor]
+# Parts of an adapter that some rules leave as they are: drawn factors, and a change of the base.
+FROZEN_SUFFIXES = (LORA_A, LORA_B, ".offset_a", ".offset_b")
+_STATE_FORMAT = "flap_nvflare.server.1"
+
+
+class Saved(NamedTuple):
+    """An adapter's file.
+
+    Attributes:
+        tensors: what trains and travels.
+        frozen: what belongs to the adapter and does not train: factors that stay as drawn, and
+            the change of the base that a rule has made.
+        extra: further values.
+    """
+
+    tensors: Tensors
+    frozen: Tensors
+    extra: dict[str, Any]
 
 
 class RunFolder:
@@ -34,15 +62,27 @@ class RunFolder:
         return self.path / f"{name}.safetensors"
 
     def save(
-        self, name: str, tensors: Mapping[str, torch.Tensor], spec: UpdateSpec, **extra: Any
+        self,
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        spec: UpdateSpec,
+        frozen: Mapping[str, torch.Tensor] | None = None,
+        **extra: Any,
     ) -> None:
         """Writes an adapter atomically; `extra` values are kept as JSON in its metadata."""
         path = self.adapter_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_update(path, dict(tensors), spec, {key: json.dumps(v) for key, v in extra.items()})
+        whole = {**tensors, **(frozen or {})}
+        shapes = {key: tuple(tensor.shape) for key, tensor in whole.items()}
+        save_update(
+            path,
+            whole,
+            dataclasses.replace(spec, shapes=shapes),
+            {key: json.dumps(value) for key, value in extra.items()},
+        )
 
-    def load(self, name: str, spec: UpdateSpec) -> tuple[Tensors, dict[str, Any]] | None:
-        """The adapter and its extra values; None if there is none yet.
+    def load(self, name: str, spec: UpdateSpec) -> Saved | None:
+        """The adapter's file; None if there is none yet.
 
         Raises:
             UpdateError: if the file was made with another method, rank, shape or base.
@@ -51,6 +91,9 @@ class RunFolder:
         if not path.is_file():
             return None
         tensors, found, extra = load_update(path)
+        frozen = {key: tensors.pop(key) for key in sorted(tensors) if _is_frozen(key, spec)}
+        shapes = {key: found.shapes[key] for key in tensors}
+        found = dataclasses.replace(found, shapes=shapes)
         if found != spec:
             raise UpdateError(
                 f"{path}: made with other settings ({found.method}, rank {found.rank}, base "
@@ -58,7 +101,44 @@ class RunFolder:
                 f"{spec.base_sha256[:12]}){_first_difference(found, spec)}; restore the settings "
                 f"or start a new run"
             )
-        return tensors, {key: json.loads(value) for key, value in extra.items()}
+        return Saved(tensors, frozen, {key: json.loads(value) for key, value in extra.items()})
+
+    def save_state(self, rounds: int, tensors: Mapping[str, torch.Tensor], **extra: Any) -> None:
+        """Writes what the server remembers after `rounds` rounds besides the adapter."""
+        # safetensors keeps the metadata in no fixed order: one entry, itself sorted, is in order.
+        metadata = {_STATE_FORMAT: json.dumps(extra, sort_keys=True)}
+        # Copies: safetensors refuses tensors that share memory.
+        ready = {
+            name: tensors[name].clone(memory_format=torch.contiguous_format)
+            for name in sorted(tensors)
+        }
+        write_atomic(self._state_path(rounds), save(ready, metadata))
+
+    def load_state(self, rounds: int) -> tuple[Tensors, dict[str, Any]]:
+        """What `save_state` wrote.
+
+        Raises:
+            UpdateError: if it is not there or damaged.
+        """
+        path = self._state_path(rounds)
+        try:
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                if _STATE_FORMAT not in metadata:
+                    raise UpdateError(f"{path}: no state of a server; start a new run")
+                tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+            return tensors, dict(json.loads(metadata[_STATE_FORMAT]))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UpdateError(f"{path}: cannot be read: {error}; start a new run") from error
+
+    def drop_states(self, rounds: int) -> None:
+        """Removes the states of all rounds but `rounds`."""
+        for path in self.path.glob("server_*.safetensors"):
+            if path != self._state_path(rounds):
+                path.unlink(missing_ok=True)
+
+    def _state_path(self, rounds: int) -> Path:
+        return self.path / f"server_{rounds}.safetensors"
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `name` atomically as indented JSON."""
@@ -94,6 +174,10 @@ class RunFolder:
     @property
     def _rounds_path(self) -> Path:
         return self.path / "rounds.jsonl"
+
+
+def _is_frozen(name: str, spec: UpdateSpec) -> bool:
+    return name not in spec.shapes and name.endswith(FROZEN_SUFFIXES)
 
 
 def _first_difference(found: UpdateSpec, spec: UpdateSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,13 +31,18 @@ class Simulation:
     def home(self) -> Path:
         return self.folder / "flap"
 
-    def start(self, threads: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def config(self, name: str) -> Path:
+        """A file of the job's config, in a copy of the job made with the changed settings."""
         job = self.folder / "fed_kits"
         if not job.exists():
             shutil.copytree(JOB, job)
             settings = job / "app" / "config" / "federation.yaml"
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             settings.write_text(yaml.safe_dump({**values, **self.changes}), encoding="utf-8")
+        return job / "app" / "config" / name
+
+    def start(self, threads: int | None = None, **environment: str) -> subprocess.Popen[str]:
+        job = self.config("federation.yaml").parents[2]
         command = [str(Path(sys.executable).parent / "nvflare"), "simulator", str(job)]
         command += ["-c", ",".join(self.sites), "-t", str(threads or len(self.sites))]
         return self._popen([*command, "-w", str(self.folder / "work")], **environment)
@@ -82,6 +88,12 @@ class Simulation:
         runs = sorted((self.home / "runs" / "fed_kits").glob("*"))
         assert runs, self.output()[-3000:]
         return runs[-1]
+
+    def lines(self, run: Path) -> list[dict[str, Any]]:
+        """The lines of a run's rounds.jsonl; fails with the log if there are none."""
+        path = run / "rounds.jsonl"
+        assert path.is_file(), self.output()[-4000:]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def output(self) -> str:
         return (self.folder / "output.txt").read_text(encoding="utf-8")

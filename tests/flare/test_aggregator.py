@@ -10,21 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from contexts import ServerContext
 from nvflare.apis.dxo import DXO, DataKind
-from nvflare.apis.fl_constant import ReservedKey
-from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.aggregation.server import ServerState
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import FlapAggregator, QuorumError
-from flap_nvflare.flare.job import _JOB, ServerJob, keep_best, quorum_of
+from flap_nvflare.flare.job import ServerJob, keep_best, quorum_of
 from flap_nvflare.flare.run import BEST, RunFolder
+from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import Federation, SettingsError
 
 SITES = "ABCDEF"
-A, B, HEAD, FROZEN = "x.q.lora_a", "x.q.lora_b", "mask_decoder.mask_tokens.weight", "x.weight"
+FROZEN = "image_encoder.blocks.0.attn.qkv.weight"
+A, B = (f"image_encoder.blocks.0.attn.qkv.q.lora_{factor}" for factor in "ab")
+HEAD = "mask_decoder.mask_tokens.weight"
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -39,29 +42,33 @@ SPEC = UpdateSpec.of(tensors(0), "flap", 2, "0" * 64)
 class Server:
     """An aggregator with the context that FLARE's server would give it, at round 1."""
 
-    def __init__(self, folder: Path, quorum: int = 5) -> None:
+    def __init__(self, folder: Path, quorum: int = 5, **settings: object) -> None:
         folder.mkdir()
         self.job = ServerJob(
-            Federation(rank=2, rounds=2), RunFolder(folder), SPEC, {FROZEN}, tensors(0)
+            federation=Federation(**{"rank": 2, "rounds": 2, **settings}),
+            folder=RunFolder(folder),
+            spec=SPEC,
+            frozen={FROZEN},
+            fixed={},
+            parts=Parts("flap"),
+            state=ServerState(tensors(0)),
+            sites=tuple(SITES),
         )
         self.job.quorum = quorum
+        self.job.begin_round(1)
         self.aggregator = FlapAggregator()
-        self.context = FLContext()
-        self.context.set_prop(_JOB, self.job, private=True, sticky=True)
-        self.context.set_prop(AppConstants.CURRENT_ROUND, 1, private=True, sticky=True)
-        self.context.set_prop(AppConstants.GLOBAL_MODEL, {"weights": tensors(0)})
+        self.context = ServerContext(self.job, 1)
 
     def accept(self, site: str, message: Shareable) -> bool:
         # What the message itself says of its sender does not count.
-        peer = FLContext()
-        peer.set_prop(ReservedKey.IDENTITY_NAME, "A", private=False)
-        self.context.set_peer_context(peer)
-        self.context.set_prop(messages.SENDER, site, private=True, sticky=False)
-        return self.aggregator.accept(message, self.context)
+        return self.aggregator.accept(message, self.context.peer(site, claims="A"))
 
     def aggregate(self) -> dict[str, torch.Tensor]:
         result = self.aggregator.aggregate(self.context)
         return messages.read_dxo(result, DataKind.WEIGHTS).data
+
+
+STEPS = {"steps": 3}
 
 
 def message(
@@ -69,9 +76,16 @@ def message(
 ) -> Shareable:
     data = tensors(ord(site))
     change(data)
-    values = {messages.WEIGHT: float(ord(site) % 5 + 1), messages.REPORT: {}, **meta}
+    values = {messages.WEIGHT: float(ord(site) % 5 + 1), messages.REPORT: STEPS, **meta}
     round_index = values.pop(messages.ROUND, 1)
     return messages.weights_dxo(data, SPEC, round_index, **values).to_shareable()
+
+
+def faulty() -> Shareable:
+    """A message that a filter before the aggregator could not read."""
+    found = message("F")
+    found.set_header(messages.FAULT, "CodecError: the message is cut off")
+    return found
 
 
 HOSTILE = {
@@ -86,8 +100,21 @@ HOSTILE = {
     "weight 1e12": (message("F", **{messages.WEIGHT: 1e12}), ""),
     "negative weight": (message("F", **{messages.WEIGHT: -1.0}), ""),
     "vanishing weight": (message("F", **{messages.WEIGHT: 1e-300}), ""),
-    "false Dice": (message("F", **{messages.REPORT: {"dice": {"mean": 1e9}}}), ""),
+    "false Dice": (message("F", **{messages.REPORT: {**STEPS, "dice": {"mean": 1e9}}}), ""),
     "no report": (message("F", **{messages.REPORT: "fine"}), ""),
+    "no steps": (message("F", **{messages.REPORT: {}}), ""),
+    "zero steps": (message("F", **{messages.REPORT: {"steps": 0}}), ""),
+    "half a step": (message("F", **{messages.REPORT: {"steps": 0.5}}), ""),
+    "a control": (message("F", lambda data: data.update({f"control/{A}": data[A]})), f"{A}"),
+    "an offset": (
+        message("F", lambda data: data.update({A.replace("lora", "offset"): data[A]})),
+        A.replace("lora", "offset"),
+    ),
+    "coded and never decoded": (
+        message("F", lambda data: data.update({messages.CODED: b""})),
+        messages.CODED,
+    ),
+    "a fault while decoding": (faulty(), ""),
     "huge": (message("F", lambda data: data[A].fill_(1e30)), ""),
     "no DXO": (Shareable({"weights": 1}), ""),
     "metrics": (DXO(DataKind.METRICS, data={"a": 1}).to_shareable(), ""),
@@ -165,7 +192,7 @@ def test_no_update_is_kept(tmp_path: Path) -> None:
     server = Server(tmp_path / "run", quorum=1)
     data = tensors(ord("A"))
     kept = [weakref.ref(tensor) for tensor in data.values()]
-    meta = {messages.WEIGHT: 1.0, messages.REPORT: {}}
+    meta = {messages.WEIGHT: 1.0, messages.REPORT: STEPS}
     assert server.accept("A", messages.weights_dxo(data, SPEC, 1, **meta).to_shareable())
     del data
     gc.collect()
@@ -181,9 +208,10 @@ def test_the_last_round_leaves_the_adapters_of_the_sites_that_count(tmp_path: Pa
     server.aggregate()
     found = sorted((tmp_path / "run" / "sites").iterdir())
     assert [path.name for path in found] == [f"{site}.safetensors" for site in "ABCDE"]
-    loaded, extra = server.job.folder.load("sites/B", SPEC)
-    assert all(torch.equal(loaded[name], value) for name, value in tensors(ord("B")).items())
-    assert extra == {"round": 1}
+    saved = server.job.folder.load("sites/B", SPEC)
+    assert saved.tensors.keys() == tensors(ord("B")).keys()
+    assert all(torch.equal(saved.tensors[name], one) for name, one in tensors(ord("B")).items())
+    assert saved.extra == {"round": 1}
 
 
 def test_before_the_last_round_no_sites_adapter_is_written(tmp_path: Path) -> None:
@@ -213,7 +241,7 @@ def test_a_round_in_which_the_server_itself_failed_gives_no_adapter(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.aggregator._rule(server.job)._products, "add", run_out)
+        patch.setattr(server.aggregator._round._rule._products, "add", run_out)
         with pytest.raises(MemoryError):
             server.accept("B", message("B"))
     with pytest.raises(RuntimeError, match="update of site B"):
@@ -237,11 +265,11 @@ def test_refusals_are_listed_by_site(tmp_path: Path) -> None:
 
 def test_the_best_adapter_is_chosen_on_sites_that_scored_both(tmp_path: Path) -> None:
     job = Server(tmp_path / "run").job
-    assert keep_best(job, tensors(1), 1, {"A": 0.8, "B": 0.3})
+    assert keep_best(job, ServerState(tensors(1)), 1, {"A": 0.8, "B": 0.3})
     # Without the hard site B the mean is higher, the adapter is not better.
-    assert not keep_best(job, tensors(2), 2, {"A": 0.8})
-    assert not keep_best(job, tensors(2), 2, {})
-    assert keep_best(job, tensors(3), 3, {"A": 0.7, "B": 0.5})
+    assert not keep_best(job, ServerState(tensors(2)), 2, {"A": 0.8})
+    assert not keep_best(job, ServerState(tensors(2)), 2, {})
+    assert keep_best(job, ServerState(tensors(3)), 3, {"A": 0.7, "B": 0.5})
 
 
 def test_the_best_adapters_file_does_not_depend_on_who_answered_first(tmp_path: Path) -> None:
@@ -249,13 +277,16 @@ def test_the_best_adapters_file_does_not_depend_on_who_answered_first(tmp_path: 
     for name, sites in (("first", "AB"), ("second", "BA")):
         job = Server(tmp_path / name).job
         job.reports = {site: {"dice": {"mean": {"A": 0.8, "B": 0.3}[site]}} for site in sites}
-        assert keep_best(job, tensors(1), 1, job.validation_scores())
+        assert keep_best(job, ServerState(tensors(1)), 1, job.validation_scores())
         files.append(job.folder.adapter_path(BEST).read_bytes())
     assert files[0] == files[1]
 
 
-def test_min_sites_above_the_sites_there_are_is_refused() -> None:
+def test_the_quorum_follows_from_the_settings_and_the_sites_there_are() -> None:
     assert quorum_of(Federation(), 6) == 6
     assert quorum_of(Federation(min_sites=4), 6) == 4
-    with pytest.raises(SettingsError, match="min_sites: 7"):
-        quorum_of(Federation(min_sites=7), 6)
+    assert quorum_of(Federation(sites_per_round=3), 6) == 3
+    assert quorum_of(Federation(sites_per_round=3, min_sites=2), 6) == 2
+    for name in ("min_sites", "sites_per_round"):
+        with pytest.raises(SettingsError, match=f"{name}: 7 is more than the 6 sites"):
+            quorum_of(Federation(**{name: 7}), 6)

@@ -4,45 +4,29 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contexts import SiteContext
 from nvflare.apis.dxo import DXO, DataKind
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from scan_files import write_sites
 
-from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.adapter.update import UpdateSpec, content_sha256
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_site
 from flap_nvflare.flare.executor import FlapExecutor
+from flap_nvflare.flare.reports import TIMINGS
 from flap_nvflare.sam.segmenter import build_segmenter
 from flap_nvflare.sam.tuning import trainable
 from flap_nvflare.settings import Federation
 
 FEDERATION = Federation(base="random", image_size=32, rank=2, rounds=2, batch_size=2, augment=False)
-
-
-class SiteContext(FLContext):
-    """What FLARE gives a component at site A, in a process that is no simulator's."""
-
-    def __init__(self, folder: Path, simulated: bool = False) -> None:
-        super().__init__()
-        local = folder / "local"
-        local.mkdir(exist_ok=True)
-        self.local = local
-        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local))
-        engine = SimpleNamespace(
-            get_workspace=lambda: workspace, fire_event=lambda event_type, fl_ctx: None
-        )
-        self.set_prop(ReservedKey.ENGINE, engine, private=True, sticky=False)
-        self.set_prop(ReservedKey.IDENTITY_NAME, "A", private=False, sticky=False)
-        self.set_prop(FLContextKey.SIMULATE_MODE, simulated, private=True, sticky=False)
 
 
 @pytest.fixture
@@ -67,6 +51,7 @@ def addressed(dxo: DXO, **settings: Any) -> Shareable:
     task.set_header(messages.FEDERATION, {**FEDERATION.to_dict(), **settings})
     task.set_header(messages.RUN, "fed_kits/20260101-000000")
     task.set_header(messages.TURNED, False)
+    task.set_header(messages.FIXED, content_sha256({}))
     return task
 
 
@@ -95,6 +80,52 @@ def test_trains_validates_and_submits_its_model(context: SiteContext) -> None:
     assert set(scores) == {"test", "validation"}
     assert set(scores["test"]["dice"]) == {"kidney", "tumour", "mean"}
     assert [case["case"] for case in scores["test"]["cases"]] == ["1"]
+
+
+def test_no_model_is_submitted_where_privacy_is_asked_for(
+    context: SiteContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = FlapExecutor()
+    private = {"dp_clip": 1.0, "dp_noise": 1.0}
+    reply = executor.execute(messages.TRAIN, train_task(**private), context, Signal())
+    assert reply.get_return_code() == ReturnCode.OK
+    submitted = executor.execute(messages.SUBMIT_MODEL, train_task(**private), context, Signal())
+    assert submitted.get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert "DXO" not in submitted
+    assert "would leave without noise" in caplog.text
+
+
+def test_a_reply_has_what_its_filters_need_of_its_task(context: SiteContext) -> None:
+    reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
+    task = messages.handed_on(reply)
+    assert task == (FEDERATION, "fed_kits/20260101-000000", False, 0)
+    report = messages.read_dxo(reply, DataKind.WEIGHTS).meta[messages.REPORT]
+    assert report["steps"] == 2 * 4  # two passes over ten slices of two cases, two at a time
+    assert set(report["timings"]) <= set(TIMINGS)
+
+
+def test_factors_drawn_otherwise_than_at_the_server_stop_the_round(
+    context: SiteContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = train_task(rule="ffa")  # A is drawn here, and at this server in another way
+    task.set_header(messages.FIXED, "0" * 64)
+    reply = FlapExecutor().execute(messages.TRAIN, task, context, Signal())
+    assert reply.get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert "frozen factors drawn here" in caplog.text
+
+
+def test_a_part_that_the_rule_does_not_send_is_refused(
+    context: SiteContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, spec = first_adapter()
+    stem = next(name for name in tensors if name.endswith(".lora_a")).removesuffix(".lora_a")
+    extra = {f"{stem}.offset_a": torch.zeros(1, 3), f"{stem}.offset_b": torch.zeros(3, 1)}
+    control = {f"control/{stem}.lora_a": tensors[f"{stem}.lora_a"]}
+    for parts, said in ((extra, "does not change the frozen base"), (control, "not scaffold")):
+        task = addressed(messages.weights_dxo({**tensors, **parts}, spec, 0))
+        reply = FlapExecutor().execute(messages.TRAIN, task, context, Signal())
+        assert reply.get_return_code() != ReturnCode.OK
+        assert said in caplog.text
 
 
 def test_an_unknown_task_is_said_to_be_unknown(context: SiteContext) -> None:

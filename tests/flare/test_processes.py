@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from contexts import SiteContext
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
@@ -22,7 +23,7 @@ from nvflare.apis.signal import Signal
 from processes import descendants
 from safetensors.torch import load_file
 from scan_files import write_sites
-from test_executor import SiteContext, train_task
+from test_executor import train_task
 
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.executor import FlapExecutor

@@ -22,6 +22,15 @@ REPORT = {
     "synthetic": True,
     "timings": {"open": 0.1, "steps": 1.2},
 }
+PRIVACY = {
+    "clip": 1.0,
+    "noise": 0.5,
+    "releases": 3,
+    "delta": 1e-5,
+    "epsilon_replace": 12.5,
+    "epsilon_zero_out": None,
+    "secret": True,
+}
 SCORE = SiteScore(
     "A", "test", CLASSES, (CaseScore("case_00004", (0.5, None), (0.5, 1.0)),), 2.0
 ).to_dict()
@@ -31,6 +40,9 @@ NUMBERED = SiteScore.from_dict(SCORE).numbered().to_dict()
 def test_a_report_passes_without_what_the_server_does_not_know() -> None:
     assert read_report({**REPORT, "patient": "Jane"}, CLASSES) == REPORT
     assert read_report({}, CLASSES) == {"dice": {}, "timings": {}}
+    private = {**REPORT, "privacy": PRIVACY}
+    said = {**private, "privacy": {**PRIVACY, "unit": "all data of one site"}}
+    assert read_report(said, CLASSES) == private
 
 
 @pytest.mark.parametrize(
@@ -47,11 +59,22 @@ def test_a_report_passes_without_what_the_server_does_not_know() -> None:
         {"synthetic": "no"},
         {"timings": {"lunch": 1.0}},
         {"timings": [1.0]},
+        {"privacy": "perfect"},
+        {"privacy": {}},
+        {"privacy": {**PRIVACY, "secret": "yes"}},
+        {"privacy": {**PRIVACY, "patient": "Jane"}},
     ],
 )
 def test_a_false_report_is_unreadable(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         read_report({**REPORT, **change}, CLASSES)
+
+
+@pytest.mark.parametrize("name", sorted(set(PRIVACY) - {"secret"}))
+@pytest.mark.parametrize("figure", [math.nan, math.inf, "none", True, [1.0]])
+def test_a_false_figure_of_privacy_is_named(name: str, figure: Any) -> None:
+    with pytest.raises(ValueError, match=f"privacy: {name} is no number"):
+        read_report({"privacy": {**PRIVACY, name: figure}}, CLASSES)
 
 
 def test_a_report_that_is_no_mapping_is_unreadable() -> None:

@@ -9,9 +9,11 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import descendants, stop
+from test_coded_runs import CODED
 
 SETTINGS = {"rounds": 4, "image_size": 64, "batch_size": 16, "cross_site": "global"}
 
@@ -46,13 +48,24 @@ def process_of(parents: Sequence[int], word: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["site", "server"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("victim", "more"),
+    [
+        ("site", {}),
+        ("server", {}),
+        ("server", {**CODED, "image_size": 32}),
+        ("server", {"rule": "residual", "optimizer": "scaffold", "image_size": 32}),
+    ],
+    ids=["site", "server", "server, coded", "server, residual and scaffold"],
+)
 def test_goes_on_from_the_last_finished_round_with_equal_bytes(
-    simulation: Callable, victim: str
+    simulation: Callable, victim: str, more: dict[str, Any]
 ) -> None:
-    undisturbed = simulation("undisturbed", changes=SETTINGS).run()
+    settings = {**SETTINGS, **more}
+    undisturbed = simulation("undisturbed", changes=settings).run()
 
-    disturbed = simulation("disturbed", changes=SETTINGS)
+    disturbed = simulation("disturbed", changes=settings)
     process = disturbed.start()
     try:
         wait_for(lambda: finished_rounds(disturbed.home) >= 1)
@@ -73,7 +86,7 @@ def test_goes_on_from_the_last_finished_round_with_equal_bytes(
     run = disturbed.run(FLAP_RESUME="last")
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
-    for name in ("adapter_last", "adapter_best"):
+    for name in ("adapter_last", "adapter_best", "server_4"):
         assert sha256(run, name) == sha256(undisturbed, name)
 
 
