@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_count(commands)
     _add_phantom(commands)
+    _add_rules(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)
@@ -70,6 +71,12 @@ def _add_phantom(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("out", type=Path, help="folder to write into")
     command.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    command.add_argument(
+        "--difference",
+        type=float,
+        default=1.0,
+        help="how far the scanners are from each other: 0 all alike, 3 very different",
+    )
     command.add_argument("--sites", default="", help="letters of the sites, such as ABC")
     command.set_defaults(run=_phantom)
 
@@ -81,8 +88,54 @@ def _phantom(parsed: argparse.Namespace) -> None:
 
     sites = list(parsed.sites) or list(PHANTOM_SITES)
     for site in track(sites, description="Synthetic CTs by site"):
-        write_phantom(parsed.out, seed=parsed.seed, sites=[site])
+        write_phantom(parsed.out, parsed.seed, [site], difference=parsed.difference)
     print(f"Synthetic CTs of sites {', '.join(sites)} in {parsed.out}")
+
+
+def _add_rules(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "rules", help="the rules of aggregation: what travels, what is exact, what they exclude"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(run=_rules)
+
+
+def _rules(parsed: argparse.Namespace) -> None:
+    from flap_nvflare.rules_table import rows
+
+    found = rows()
+    if parsed.json:
+        print(json.dumps([row.to_dict() for row in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Bytes: vit_b, method flap, rank 32, fp32, one site and round",
+        title_justify="left",
+    )
+    for name in ("rule", "up", "bytes", "down", "bytes", "exact", "streaming", "robust", "linear"):
+        table.add_column(name, justify="right" if name == "bytes" else "left")
+    table.add_column("unequal ranks")
+    for row in found:
+        most = f" to {row.bytes_down_most:,}" if row.bytes_down_most > row.bytes_down else ""
+        flags = (row.streaming, row.robust, row.linear, row.unequal_ranks)
+        table.add_row(
+            row.name,
+            row.up,
+            f"{row.bytes_up:,}",
+            row.down,
+            f"{row.bytes_down:,}{most}",
+            row.exact,
+            *("yes" if flag else "no" for flag in flags),
+        )
+    # A table as wide as it needs: a pipe or a narrow terminal must not cut numbers.
+    console = Console(width=200)
+    console.print(table)
+    for row in found:
+        print(f"\n{row.name}: {row.formula} ({row.paper})")
+        for setting, reason in row.excludes.items():
+            print(f"  not with {setting}: {reason}")
 
 
 if __name__ == "__main__":

@@ -58,3 +58,42 @@ def test_a_bad_argument_gives_one_line_and_an_exit_code(
     error = capsys.readouterr().err
     assert error.startswith("flap-nvflare ")
     assert error.count("\n") == 1
+
+
+def test_rules_give_every_card_and_the_papers_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    from flap_nvflare.aggregation import RULES
+
+    assert main(["rules", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert sorted(rows) == sorted(RULES)
+    head, a, b = 478_320, 32 * 22_016, 32 * 20_736
+    assert rows["svd"]["bytes_up"] == rows["svd"]["bytes_down"] == 4 * PAPER["flap"]
+    assert rows["ffa"]["bytes_up"] == 4 * (b + head)
+    assert rows["share_a"]["bytes_up"] == 4 * (a + head)
+    assert rows["core"]["bytes_up"] == 4 * (38 * 32**2 + head)
+    assert rows["alternate"]["bytes_up"] == 2 * (a + b + 2 * head)
+    assert rows["alternate"]["bytes_down"] == 4 * PAPER["flap"]
+    for name, row in rows.items():
+        card = RULES[name].CARD
+        assert (row["paper"], row["exact"], row["linear"]) == (card.paper, card.exact, card.linear)
+        assert (row["bytes_down_most"] > row["bytes_down"]) == card.offset
+        # What alternates is linear as well, but its two factors come in different rounds.
+        open_to_it = card.linear and card.trains != "alternate"
+        assert ("encryption: he" in row["excludes"]) == (not open_to_it)
+
+
+def test_an_offset_is_bounded_by_the_rank_that_a_matrix_can_have() -> None:
+    from flap_nvflare.rules_table import sizes
+
+    # 24 adapters of the encoder, 768 x 768; 14 of the decoder, none above 256 x 256.
+    expected = 24 * 768 * 1536
+    assert sizes().offset > expected
+    assert sizes().offset - expected < 14 * 256 * 512
+    assert sizes().head + sizes().a + sizes().b == PAPER["flap"]
+
+
+def test_rules_as_a_table_say_what_they_exclude(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
+    text = capsys.readouterr().out
+    assert "7,385,536" in text
+    assert "not with encryption: he: the server sees encrypted sums only" in text
