@@ -14,46 +14,15 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flap_nvflare.comparison_rows import ROWS, TABLES
 from flap_nvflare.data.kits import site_names
 from flap_nvflare.experiment import run
 from flap_nvflare.settings import Federation
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to train.
-
-    Attributes:
-        mode: one of `experiment.MODES`.
-        settings: changes to the federation's defaults.
-    """
-
-    mode: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-# The rate of each method is the best of three on phantoms of another seed (README).
-ROWS: Mapping[str, Row] = {
-    "flap": Row("federated"),
-    "flap, each site alone": Row("alone"),
-    "flap, pooled data": Row("pooled"),
-    "flap, rule mean": Row("federated", {"rule": "mean"}),
-    "flap, last 2 blocks": Row("federated", {"lora_blocks": 2, "augment_views": 4}),
-    "flap, last block": Row("federated", {"lora_blocks": 1, "augment_views": 4}),
-    "flap, four views": Row("federated", {"augment_views": 4}),
-    "flap, importance": Row("federated", {"loss_weighting": "importance"}),
-    "flap, foreground 0.4": Row("federated", {"foreground_fraction": 0.4}),
-    "flap, random base": Row("federated", {"base": "random"}),
-    "full": Row("federated", {"method": "full", "learning_rate": 2e-3}),
-    "lora_decoder": Row("federated", {"method": "lora_decoder", "learning_rate": 5e-3}),
-    "partial_decoder": Row("federated", {"method": "partial_decoder", "learning_rate": 2e-2}),
-}
 
 
 def compare(
@@ -63,6 +32,7 @@ def compare(
     rows: Sequence[str],
     settings: Mapping[str, Any],
     curve: bool = False,
+    cache: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Runs every cell that `results` does not hold yet; returns the cells asked for.
 
@@ -73,6 +43,8 @@ def compare(
         rows: names out of `ROWS`.
         settings: changes to the federation's defaults that hold for every row.
         curve: whether a cell holds the Dice of every round; one without it is run again.
+        cache: folder for prepared scans, kept for the next comparison; None makes them anew for
+            every cell.
 
     Raises:
         ValueError: on an unknown row, or if `results` holds a cell made with other settings.
@@ -90,7 +62,16 @@ def compare(
             made_with = cell and (cell["data"], cell["federation"])
             same = made_with == (data, federation.to_dict())
             if cell is None or (same and curve and "history" not in cell):
-                outcome = run(ROWS[name].mode, federation, data_root, sites, curve=curve)
+                row = ROWS[name]
+                outcome = run(
+                    row.mode,
+                    federation,
+                    data_root,
+                    sites,
+                    curve=curve,
+                    attacks=row.attacks,
+                    cache=cache,
+                )
                 cell = {"row": name, "data": data, **outcome.to_dict()}
                 _append(results, cell)
                 print(f"seed {seed}, {name}: {cell['mean']}", file=sys.stderr, flush=True)
@@ -116,6 +97,35 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
         worst = _spread([_worst(cell) for cell in own])
         size = f"{own[0]['parameters']:,}"
         lines.append("| " + " | ".join([name, size, *figures, worst, str(len(own))]) + " |")
+    return "\n".join(lines)
+
+
+def wire_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Dice in percent beside what the rounds cost.
+
+    Bytes are those of a site's round, mean over sites and rounds, without FLARE's envelope; `of
+    full` says how many times fewer they are than full fine-tuning's, both ways together.
+    """
+    lines = [
+        "| run | mean | worst site | bytes up | bytes down | of full | error | server s | seeds |",
+        "|---|" + "---:|" * 8,
+    ]
+    for name in dict.fromkeys(cell["row"] for cell in cells):
+        own = [cell for cell in cells if cell["row"] == name]
+        up, down = (statistics.fmean(cell["wire"][way] for cell in own) for way in ("up", "down"))
+        error = statistics.fmean(cell["wire"]["error"] for cell in own)
+        shown = [
+            name,
+            _spread([cell["mean"]["mean"] for cell in own]),
+            _spread([_worst(cell) for cell in own]),
+            f"{up:,.0f}",
+            f"{down:,.0f}",
+            f"{2 * own[0]['wire']['full'] / (up + down):,.1f}",
+            f"{100 * error:.2f}%",
+            f"{statistics.fmean(cell['wire']['seconds'] for cell in own):.3f}",
+            str(len(own)),
+        ]
+        lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -177,13 +187,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="file of JSON lines, made or gone on with")
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of KiTS19")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", choices=ROWS)
+    parser.add_argument(
+        "--table", choices=TABLES, default="methods", help="all rows of a table, unless --rows"
+    )
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings for every row"
     )
     parser.add_argument(
         "--curve", action="store_true", help="score every round on the validation cases as well"
     )
+    parser.add_argument("--cache", type=Path, help="folder for prepared scans, to be used again")
     parsed = parser.parse_args(arguments)
     try:
         settings = {
@@ -191,9 +205,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, _, value in (text.partition("=") for text in parsed.set)
         }
         cells = compare(
-            parsed.results, parsed.data, parsed.seeds, parsed.rows, settings, parsed.curve
+            parsed.results,
+            parsed.data,
+            parsed.seeds,
+            parsed.rows or list(TABLES[parsed.table]),
+            settings,
+            parsed.curve,
+            parsed.cache,
         )
         print(table(cells))
+        if federated := [cell for cell in cells if "wire" in cell]:
+            print("\n" + wire_table(federated))
         if parsed.curve:
             print("\n" + curve_table(cells))
     except (ValueError, OSError) as error:

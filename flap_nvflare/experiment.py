@@ -7,6 +7,7 @@ without processes or messages; a test holds the adapter to FLARE's, bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,18 @@ from typing import Any
 
 import torch
 
+from flap_nvflare.adapter.factors import of_rank
+from flap_nvflare.adapter.links import Downlink, Uplink
+from flap_nvflare.adapter.parcel import Parcel
+from flap_nvflare.adapter.privacy import Mechanism
+from flap_nvflare.aggregation import Contribution
+from flap_nvflare.aggregation.sampling import sampled_sites
+from flap_nvflare.aggregation.server import ServerRound, ServerState
+from flap_nvflare.attack import attacked
+from flap_nvflare.bundle.builders import first_adapter
 from flap_nvflare.settings import Federation, Site
+from flap_nvflare.training.seeds import derive_seed
+from flap_nvflare.training.site_round import SiteRound
 
 MODES = ("federated", "alone", "pooled")
 Tensors = dict[str, torch.Tensor]
@@ -31,6 +43,9 @@ class Outcome:
         tensors: the last adapter by model: `federation`, `pooled`, or a site's name.
         scores: by site: the scores on its test cases of the adapter that is meant for it.
         seconds: wall-clock of the whole run.
+        wire: of a federation, what a round costs: {up, down: bytes of one site and round without
+            FLARE's envelope, mean over both; full: bytes of full fine-tuning each way; error,
+            seconds: mean relative error of the aggregates and of the rule's seconds}. Else empty.
         history: with `curve`, for each round {round, seconds, dice}: wall-clock of training and
             aggregation so far, all sites in turn, the first round's reading of the scans with
             it, and the validation Dice by class and `mean`, mean over sites. Empty without.
@@ -42,6 +57,7 @@ class Outcome:
     scores: Mapping[str, dict[str, Any]]
     seconds: float
     history: Sequence[dict[str, Any]] = ()
+    wire: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def mean_dice(self, name: str = "mean") -> float | None:
         """Mean over sites of class `name` or of the classes' mean; sites without are left out.
@@ -62,6 +78,8 @@ class Outcome:
             "sites": {site: score["dice"] for site, score in self.scores.items()},
             "federation": self.federation.to_dict(),
         }
+        if self.wire:
+            values["wire"] = dict(self.wire)
         return {**values, "history": list(self.history)} if self.history else values
 
 
@@ -69,11 +87,16 @@ class Curve:
     """Validation Dice against seconds of training, round by round.
 
     Args:
-        flows: the sites' workflows by name, on whose validation cases the adapters are scored.
+        flows: the sites' work by name, on whose validation cases the adapters are scored.
+        load: gives an adapter to one of them.
     """
 
-    def __init__(self, flows: Mapping[str, Any]) -> None:
-        self._flows = flows
+    def __init__(
+        self,
+        flows: Mapping[str, Any],
+        load: Callable[[Any, Any], None] = lambda flow, tensors: flow.load_adapter(tensors),
+    ) -> None:
+        self._flows, self._load = flows, load
         self._spent: dict[int, float] = {}
         self._scores: dict[int, dict[str, dict[str, Any]]] = {}
         self._since = time.perf_counter()
@@ -82,13 +105,13 @@ class Curve:
         """Training begins or goes on: what was done since the last `mark` does not count."""
         self._since = time.perf_counter()
 
-    def mark(self, round_index: int, tensors: Tensors, sites: Sequence[str]) -> None:
+    def mark(self, round_index: int, tensors: Any, sites: Sequence[str]) -> None:
         """Ends a round's training of `sites`, scores its adapter there, and starts again."""
         spent = time.perf_counter() - self._since
         self._spent[round_index] = self._spent.get(round_index, 0.0) + spent
         scores = self._scores.setdefault(round_index, {})
         for name in sites:
-            self._flows[name].load_adapter(tensors)
+            self._load(self._flows[name], tensors)
             scores[name] = self._flows[name].evaluate("validation").to_dict()
         self.start()
 
@@ -125,6 +148,8 @@ def run(
     sites: Sequence[str],
     progress: Callable[[str], None] = lambda text: None,
     curve: bool = False,
+    attacks: Mapping[str, str] | None = None,
+    cache: Path | None = None,
 ) -> Outcome:
     """Trains in one of three modes and scores on every site's test cases.
 
@@ -136,74 +161,192 @@ def run(
         sites: names of the sites.
         progress: called with a line of text now and then.
         curve: score the validation cases after every round, for `Outcome.history`.
+        attacks: kind of attack by hostile site (`attack.ATTACKS`); only in a federation.
+        cache: folder for prepared scans, which other runs on the same data may use again.
 
     Raises:
-        ValueError: on an unknown mode.
+        ValueError: on an unknown mode, or settings that make no sense together.
     """
     from flap_nvflare.bundle.workflow import build_work
+    from flap_nvflare.combinations import check
 
+    check(federation)
+    if federation.encryption != "none":
+        raise ValueError(
+            f"encryption {federation.encryption!r}: a run in one process has nobody to hide from; "
+            "run it under FLARE"
+        )
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
         flows = {
-            name: build_work(federation, Site(name, data_root, state_dir=Path(folder)))
+            name: build_work(federation, Site(name, data_root, state_dir=cache or Path(folder)))
             for name in sites
         }
-        track = Curve(flows) if curve else None
         if mode == "federated":
-            models = {"federation": federate(flows, federation, Path(folder), progress, track)}
-        elif mode == "alone":
+            return _federated(federation, flows, Path(folder), progress, curve, attacks, started)
+        track = Curve(flows) if curve else None
+        if mode == "alone":
             models = {
                 name: _train_through(flow, progress, track, (name,)) for name, flow in flows.items()
             }
         elif mode == "pooled":
-            joined = Site("+".join(sites), data_root, state_dir=Path(folder))
+            joined = Site("+".join(sites), data_root, state_dir=cache or Path(folder))
             pooled = build_work(federation, joined)
             models = {"pooled": _train_through(pooled, progress, track, sites)}
         else:
             raise ValueError(f"mode {mode!r} is not known; expected one of {MODES}")
         scores = {}
         for name, flow in flows.items():
-            flow.load_adapter(models[name] if mode == "alone" else next(iter(models.values())))
+            flow.load_adapter(models[name] if mode == "alone" else models["pooled"])
             scores[name] = flow.evaluate("test").to_dict()
     seconds = time.perf_counter() - started
     history = [] if track is None else track.history(federation)
     return Outcome(mode, federation, models, scores, seconds, history)
 
 
-def federate(
-    flows: Mapping[str, Any],
+def _federated(
     federation: Federation,
+    flows: Mapping[str, Any],
     folder: Path,
+    progress: Callable[[str], None],
+    curve: bool,
+    attacks: Mapping[str, str] | None,
+    started: float,
+) -> Outcome:
+    rounds = {name: SiteRound(flow, folder / "sites" / name) for name, flow in flows.items()}
+    track = Curve(rounds, _show) if curve else None
+    done = federate(rounds, federation, progress, track, attacks)
+    scores = {}
+    for name, one in rounds.items():
+        _show(one, done.state.parcel())
+        scores[name] = one.evaluate("test").to_dict()
+    return Outcome(
+        mode="federated",
+        federation=federation,
+        tensors={"federation": dict(done.state.tensors)},
+        scores=scores,
+        seconds=time.perf_counter() - started,
+        history=[] if track is None else track.history(federation),
+        wire=_wire(federation, done.rounds),
+    )
+
+
+def _show(site: SiteRound, adapter: Parcel) -> None:
+    """Gives a site the federation's adapter to score."""
+    site.receive(
+        adapter.tensors,
+        round_index=site.work.federation.rounds,
+        turned=True,
+        offset=adapter.offset,
+        control=adapter.control,
+    )
+
+
+def _wire(federation: Federation, rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    from flap_nvflare.sam.tuning import count
+
+    sizes = count(federation.arch, federation.image_size, federation.classes, federation.rank)
+    messages = sum(one["messages"] for one in rounds)
+    return {
+        "up": sum(one["up"] for one in rounds) / messages,
+        "down": sum(one["down"] for one in rounds) / messages,
+        "full": next(one.bytes for one in sizes if one.method == "full"),
+        "error": statistics.fmean(one["error"] for one in rounds),
+        "seconds": statistics.fmean(one["seconds"] for one in rounds),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Federated:
+    """What the rounds of a federation gave.
+
+    Attributes:
+        state: the server's last state.
+        rounds: of each round {error, seconds, up, down}: relative error of the aggregate, seconds
+            of the rule once the last update was in, and bytes of all sites' updates and adapters
+            as they would travel, without FLARE's envelope.
+    """
+
+    state: ServerState
+    rounds: Sequence[dict[str, Any]]
+
+
+def federate(
+    sites: Mapping[str, SiteRound],
+    federation: Federation,
     progress: Callable[[str], None] = lambda text: None,
     curve: Curve | None = None,
-) -> Tensors:
-    """All rounds over the sites' workflows; returns the last adapter.
+    attacks: Mapping[str, str] | None = None,
+) -> Federated:
+    """All rounds over the sites; every update and adapter goes through the stages of its way.
 
-    With `curve` the adapter of every round is scored on the sites' validation cases. Optimiser
-    moments go through files, as they do under FLARE.
+    Args:
+        sites: the sites by name.
+        federation: the settings.
+        progress: called with a line of text now and then.
+        curve: if given, the adapter of every round is scored on the sites' validation cases.
+        attacks: kind of attack by hostile site, see `attack.ATTACKS`.
     """
-    from flap_nvflare.aggregation import Contribution, accumulator
-
-    tensors, turned = next(iter(flows.values())).adapter(), False
+    first = next(iter(sites.values())).work
+    state, lines = ServerState(first_adapter(federation, first.site)), []
+    downlink = Downlink(federation.download, state.tensors)
+    uplinks = {name: Uplink(federation.upload) for name in sites}
     if curve is not None:
         curve.start()
-    for round_index in range(federation.rounds):
-        updates = accumulator(federation.rule)
-        for name, flow in flows.items():
-            flow.load_adapter(tensors)
-            moments = folder / f"{name}.safetensors"
-            if moments.is_file():
-                flow.load_state(moments, reset_factors=turned)
-            report = flow.train(round_index)
-            flow.save_state(moments)
-            weight = {"cases": report.cases, "slices": report.slices, "equal": 1}
-            updates.add(Contribution(name, float(weight[federation.weight_by]), flow.adapter()))
-            progress(f"round {round_index + 1} site {name} loss {report.loss:.4f}")
-        result = updates.result()
-        tensors, turned = dict(result.tensors), result.turned
+    for index in range(federation.rounds):
+        downlink.prepare(state.tensors)
+        server = ServerRound(federation, index, state, downlink.held)
+        line = {"round": index, "messages": 0, "up": 0, "down": 0}
+        for name in sampled_sites(federation, index, tuple(sites)):
+            site, held = sites[name], of_rank(downlink.held, federation.rank_of(name))
+            down = downlink.message(name)
+            site.receive(
+                downlink.held,
+                round_index=index,
+                turned=state.turned,
+                offset=state.offset,
+                control=state.control,
+            )
+            report = site.train(index)
+            update, change = site.update(), site.control_change()
+            site.save(index)
+            if attacks and name in attacks:
+                seed = derive_seed(federation.seed, name, index, "attack")
+                update = attacked(attacks[name], update, held, seed)
+            if federation.dp_clip:
+                update = _private(federation, name, index, held, update)
+            up, update = uplinks[name].send(update, held, state.turned)
+            downlink.answered(name)
+            weight = federation.weight_of(report.cases, report.slices)
+            server.add(Contribution(name, weight, update), report.steps, change)
+            line["messages"] += 1
+            line["up"] += _bytes(up, update) + _bytes(None, change)
+            line["down"] += _bytes(down, downlink.held)
+            line["down"] += _bytes(None, {**state.offset, **state.control})
+            progress(f"round {index + 1} site {name} loss {report.loss:.4f}")
+        started = time.perf_counter()
+        state, found = server.result(len(sites))
+        seconds = time.perf_counter() - started
+        lines.append({**line, "error": found.error, "seconds": seconds})
         if curve is not None:
-            curve.mark(round_index, tensors, tuple(flows))
-    return tensors
+            curve.mark(index, state.parcel(), tuple(sites))
+    return Federated(state, lines)
+
+
+def _private(
+    federation: Federation, site: str, round_index: int, start: Tensors, update: Tensors
+) -> Tensors:
+    """The update as differential privacy lets it go; its noise comes from the seed."""
+    seed = derive_seed(federation.seed, site, round_index, "privacy")
+    mechanism = Mechanism(federation.dp_clip, federation.dp_noise, seed)
+    return mechanism.release({name: start[name] for name in update}, update)
+
+
+def _bytes(message: bytes | None, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Of a coded message, or of plain tensors."""
+    if message is not None:
+        return len(message)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _train_through(

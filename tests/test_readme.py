@@ -22,12 +22,21 @@ def test_the_table_of_methods_is_what_count_prints() -> None:
 def test_every_file_it_links_to_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
-    assert all((ROOT / link).exists() for link in links)
+    for link in links:
+        path, _, heading = link.partition("#")
+        page = ROOT / path if path else ROOT / "README.md"
+        assert page.exists(), link
+        if heading:
+            headings = re.findall(
+                r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
+            slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+            assert heading in slugs, link
 
 
 def test_every_module_and_test_it_runs_is_there() -> None:
     modules = re.findall(r"python -m (flap_nvflare[.\w]*)", README)
-    paths = re.findall(r"pytest -m slow (tests/\S+\.py)", README)
+    paths = re.findall(r"pytest (?:-n 0 )?-m slow (tests/\S+\.py)", README)
     assert modules
     assert paths
     for module in modules:

@@ -1,4 +1,5 @@
-"""Times and memory of the rules by the number of sites, at the size of ViT-B.
+"""What the rules cost by the number of sites, at ViT-B's size: `python -m
+flap_nvflare.bench.many_sites --sites 6 20 100 --rules svd mean`, a Markdown table.
 
 Every figure comes from a fresh process in which the updates are made one at a time, folded
 in, and dropped, as at a server. On Linux, whose /proc tells the peak of memory.
@@ -6,8 +7,11 @@ in, and dropped, as at a server. On Linux, whose /proc tells the peak of memory.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
+import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,8 +20,8 @@ from types import MappingProxyType
 
 import torch
 
-from flap_nvflare.adapter.factors import LORA_A, LORA_B
-from flap_nvflare.aggregation import RULES, Contribution, accumulator
+from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
+from flap_nvflare.aggregation import RULES, Card, Contribution, accumulator, card
 from flap_nvflare.bench.timing import process_bytes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -70,6 +74,25 @@ class SiteFigures:
     error: float
 
 
+def travelling(card: Card, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """What of an update a rule's sites send, in the first round.
+
+    Args:
+        card: what the rule is.
+        shapes: all that may train, with both factors of every adapter.
+    """
+    found = dict(shapes)
+    for pair in pairs(shapes):
+        if card.trains == "core":
+            rank = shapes[pair.a][0]
+            found[f"{pair.stem}.lora_core"] = (rank, rank)
+        if card.trains != "ab":  # of `alternate` B comes first
+            del found[pair.a]
+        if card.trains == "core" or card.private == "b":
+            del found[pair.b]
+    return found
+
+
 def updates(
     shapes: Shapes, sites: int, drift: float = 0.3, seed: int = 0
 ) -> Iterator[Contribution]:
@@ -109,12 +132,31 @@ def measure_many(
     return figures
 
 
+TABLE_HEAD = (
+    "| rule | sites | result s | fold s, median | slowest fold s | peak MiB |\n"
+    "|---|---:|---:|---:|---:|---:|"
+)
+
+
+def table_line(one: SiteFigures) -> str:
+    """The figures as a line of a Markdown table under `TABLE_HEAD`."""
+    seconds = (one.result_seconds, one.fold_seconds, one.slowest_fold_seconds)
+    shown = " | ".join(f"{value:.3f}" for value in seconds)
+    return f"| {one.rule} | {one.sites} | {shown} | {one.peak_bytes / 2**20:,.0f} |"
+
+
 def measure_sites(rule: str, sites: int, shapes: Shapes = VIT_B) -> SiteFigures:
-    """Measures one rule with one number of sites in this process."""
+    """Measures one rule with one number of sites in this process.
+
+    Args:
+        rule: the rule.
+        sites: updates folded in; a robust rule needs enough to outvote one.
+        shapes: all that may train; see `travelling`.
+    """
     _warm_up(rule)
     before = process_bytes("VmRSS")
     collected, seconds = accumulator(rule), []
-    for one in updates(shapes, sites):
+    for one in updates(travelling(card(rule), shapes), sites):
         started = time.perf_counter()
         collected.add(one)
         seconds.append(time.perf_counter() - started)
@@ -135,8 +177,34 @@ def measure_sites(rule: str, sites: int, shapes: Shapes = VIT_B) -> SiteFigures:
 
 def _warm_up(rule: str) -> None:
     """Both forms of the products once, small: the first call loads the linear algebra."""
-    for count in (1, 3):
+    shapes = travelling(card(rule), _adapters("warm", 1, 64, 64, 4))
+    for count in (5, 9):
         collected = accumulator(rule)
-        for one in updates(_adapters("warm", 1, 64, 64, 16), count):
+        for one in updates(shapes, count):
             collected.add(one)
         collected.result()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m flap_nvflare.bench.many_sites`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flap_nvflare.bench.many_sites",
+        description="Measure what rules cost the server, at the size of SAM ViT-B.",
+    )
+    parser.add_argument("--sites", type=int, nargs="+", default=[6, 20, 100], help="updates")
+    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES, metavar="RULE")
+    parsed = parser.parse_args(arguments)
+    print(
+        f"result: from the last update's arrival to the aggregate. torch {torch.__version__}, "
+        f"{os.cpu_count()} cores\n\n{TABLE_HEAD}",
+        flush=True,
+    )
+    for rule in parsed.rules:
+        for sites in parsed.sites:  # a line as soon as it is known: all of them take long
+            for one in measure_many((sites,), (rule,)):
+                print(table_line(one), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
