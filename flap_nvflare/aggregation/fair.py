@@ -31,27 +31,18 @@ from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair
 from flap_nvflare.aggregation.low_rank import energy_of
+from flap_nvflare.aggregation.mean import Mean
 from flap_nvflare.aggregation.parallel import each
-from flap_nvflare.aggregation.products import Factors, Products, ProductSum
-from flap_nvflare.aggregation.ranks import check_ranks, from_means, grown
-from flap_nvflare.aggregation.rule import (
-    FIRST_ROUND,
-    Accumulator,
-    Aggregate,
-    Card,
-    Contribution,
-    Round,
-    dense_copies,
-    relative_error,
-)
-from flap_nvflare.aggregation.weighted_means import WeightedMeans
+from flap_nvflare.aggregation.products import Factors, ProductSum
+from flap_nvflare.aggregation.ranks import from_means, grown
+from flap_nvflare.aggregation.rule import Aggregate, Card, dense_copies, relative_error
 
 # lambda as a share of the mean eigenvalue of A A^T.
 _PULL = 0.01
 
 
-class Fair(Accumulator):
-    """The mean A with the B that fits it.
+class Fair(Mean):
+    """The mean A with the B that fits it; updates are folded in as for `mean`.
 
     Args:
         round: its rank.
@@ -63,18 +54,6 @@ class Fair(Accumulator):
         exact="the closest with the mean A",
         unequal_ranks=True,
     )
-
-    def __init__(self, round: Round = FIRST_ROUND) -> None:
-        super().__init__(round)
-        self._means = WeightedMeans()
-        self._products = Products()
-
-    def add(self, contribution: Contribution) -> None:
-        """Folds one update in; see `Accumulator.add`."""
-        check_ranks(contribution, self._round)
-        self._books.enter(contribution)
-        self._means.add(contribution, contribution.tensors)
-        self._products.add(contribution, self._books.pairs)
 
     def result(self) -> Aggregate:
         """The means with every B corrected, and the error; see `Accumulator.result`."""

@@ -7,6 +7,7 @@ adapter itself goes on to hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from flap_nvflare.aggregation.low_rank import (
     shortened,
 )
 from flap_nvflare.aggregation.products import Factors
-from flap_nvflare.aggregation.rule import AggregationError, Round
+from flap_nvflare.aggregation.rule import Aggregate, AggregationError, Round, relative_error
 
 
 class Offset(NamedTuple):
@@ -88,6 +89,19 @@ def new_offset(
     return Offset(tensors, cut.lost, exact)
 
 
-def joined(offsets: Sequence[Offset]) -> dict[str, Tensor]:
-    """The tensors of all adapters, sorted by name."""
-    return dict(sorted(item for one in offsets for item in one.tensors.items()))
+def with_offsets(tensors: dict[str, Tensor], offsets: Sequence[Offset], turned: bool) -> Aggregate:
+    """The aggregate of an adapter and the offsets of its slots.
+
+    Args:
+        tensors: the adapter.
+        offsets: those of all its slots.
+        turned: see `Aggregate`.
+    """
+    return Aggregate(
+        tensors=tensors,
+        error=relative_error(
+            math.fsum(one.lost for one in offsets), math.fsum(one.exact for one in offsets)
+        ),
+        turned=turned,
+        offset=dict(sorted(item for one in offsets for item in one.tensors.items())),
+    )

@@ -22,28 +22,16 @@ It does not grow with the sites.
 
 from __future__ import annotations
 
-import math
-
 from flap_nvflare.adapter.factors import Pair
 from flap_nvflare.aggregation.low_rank import mean_of
-from flap_nvflare.aggregation.offset import Offset, check_energy, joined, new_offset
+from flap_nvflare.aggregation.mean import Mean
+from flap_nvflare.aggregation.offset import Offset, check_energy, new_offset, with_offsets
 from flap_nvflare.aggregation.parallel import each
-from flap_nvflare.aggregation.products import Products
-from flap_nvflare.aggregation.ranks import check_ranks, grown
-from flap_nvflare.aggregation.rule import (
-    FIRST_ROUND,
-    Accumulator,
-    Aggregate,
-    Card,
-    Contribution,
-    Round,
-    dense_copies,
-    relative_error,
-)
-from flap_nvflare.aggregation.weighted_means import WeightedMeans
+from flap_nvflare.aggregation.ranks import grown
+from flap_nvflare.aggregation.rule import FIRST_ROUND, Aggregate, Card, Round, dense_copies
 
 
-class Residual(Accumulator):
+class Residual(Mean):
     """The mean of the factors, exact by the offset of the base.
 
     Args:
@@ -64,15 +52,6 @@ class Residual(Accumulator):
     def __init__(self, round: Round = FIRST_ROUND) -> None:
         super().__init__(round)
         check_energy(round)
-        self._means = WeightedMeans()
-        self._products = Products()
-
-    def add(self, contribution: Contribution) -> None:
-        """Folds one update in; see `Accumulator.add`."""
-        check_ranks(contribution, self._round)
-        self._books.enter(contribution)
-        self._means.add(contribution, contribution.tensors)
-        self._products.add(contribution, self._books.pairs)
 
     def result(self) -> Aggregate:
         """The means, the new offset and its error; see `Accumulator.result`."""
@@ -88,12 +67,4 @@ class Residual(Accumulator):
             sent = tensors[pair.b], tensors[pair.a]
             return new_offset(mean, pair, self._round, dtypes[pair.b], sent)
 
-        offsets = each(change, pairs)
-        lost = math.fsum(one.lost for one in offsets)
-        exact = math.fsum(one.exact for one in offsets)
-        return Aggregate(
-            tensors=tensors,
-            error=relative_error(lost, exact),
-            turned=False,
-            offset=joined(offsets),
-        )
+        return with_offsets(tensors, each(change, pairs), turned=False)

@@ -21,13 +21,11 @@ Memory: three float64 copies of the heads and tokens, and the mean products: see
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import Pair
 from flap_nvflare.aggregation.low_rank import mean_of
-from flap_nvflare.aggregation.offset import Offset, check_energy, joined, new_offset
+from flap_nvflare.aggregation.offset import Offset, check_energy, new_offset, with_offsets
 from flap_nvflare.aggregation.parallel import each
 from flap_nvflare.aggregation.products import Products
 from flap_nvflare.aggregation.ranks import drawn
@@ -39,7 +37,6 @@ from flap_nvflare.aggregation.rule import (
     Contribution,
     Round,
     dense_copies,
-    relative_error,
 )
 from flap_nvflare.aggregation.weighted_means import WeightedMeans
 
@@ -88,14 +85,7 @@ class Stack(Accumulator):
             return new_offset(mean, pair, self._round, dtypes[pair.b])
 
         offsets = each(change, pairs)
-        lost = math.fsum(one.lost for one in offsets)
-        exact = math.fsum(one.exact for one in offsets)
-        return Aggregate(
-            tensors=dense_copies(tensors, dtypes),
-            error=relative_error(lost, exact),
-            turned=bool(pairs),
-            offset=joined(offsets),
-        )
+        return with_offsets(dense_copies(tensors, dtypes), offsets, turned=bool(pairs))
 
     def _fresh(self, pair: Pair) -> tuple[Tensor, Tensor]:
         product = self._products.of(pair)
