@@ -39,7 +39,8 @@ class Downlink:
         self.held: Tensors = dict(first or {})
         self._in_step: set[str] | None = None  # None: every site
         self._answered: set[str] | None = None
-        self._difference = self._whole = b""
+        self._message = b""
+        self._whole: bytes | None = None  # made when the first site asks for it
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
         """Makes a round's messages of the server's adapter; `held` is what they leave."""
@@ -47,20 +48,23 @@ class Downlink:
         if not self._coded:
             self.held = dict(tensors)
             return
-        shapes = _shapes(tensors)
-        sent = Sender(self._pipeline, shapes).encode(tensors, Reference.of(self.held))
+        sender = Sender(self._pipeline, _shapes(tensors))
+        sent = sender.encode(tensors, Reference.of(self.held))
         self.held = dict(sent.held)
-        self._difference = sent.blob
+        self._message = sent.blob
         # Without differences the message is the adapter whole; coded twice it would be another.
-        self._whole = sent.blob
-        if self._pipeline.difference:
-            self._whole = Sender(self._pipeline.whole, shapes).encode(self.held, None).blob
+        self._whole = None if self._pipeline.difference else sent.blob
 
     def message(self, site: str) -> bytes | None:
         """The coded message for a site; None where `held` goes as plain tensors."""
         if not self._coded:
             return None
-        return self._difference if self._in_step is None or site in self._in_step else self._whole
+        if self._in_step is None or site in self._in_step:
+            return self._message
+        if self._whole is None:
+            sender = Sender(self._pipeline.whole, _shapes(self.held))
+            self._whole = sender.encode(self.held, None).blob
+        return self._whole
 
     def answered(self, site: str) -> None:
         """The site has answered in this round, so it holds what the round's message left."""
@@ -108,11 +112,12 @@ class Uplink:
             return None, dict(update)
         shapes = _shapes(update)
         sender = Sender(self._pipeline, shapes)
-        kept = sender.state()
         if turned:
             self._residue = without_factors(self._residue)
-        if kept:
-            sender.restore({name: self._residue.get(name, zero) for name, zero in kept.items()})
+        # What was never sent, or only in other rounds, has lost nothing.
+        sender.restore(
+            {name: self._residue.get(name, zero) for name, zero in sender.state().items()}
+        )
         start = Reference.of({name: held[name] for name in update})
         sent = sender.encode(update, start)
         self._residue.update(sender.state())

@@ -41,6 +41,11 @@ from flap_nvflare.settings import Federation, SettingsError, Site
 class EncodeAdapter(Filter):
     """At the server: codes the adapter, and books the bytes of what goes to each site."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # All sites get one of at most two messages of a round: each is measured once.
+        self._measured: dict[tuple[int, bytes | None], int] = {}
+
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message for the site that asked; the one given, which all share, stays as it is."""
         job = server_job(fl_ctx)
@@ -51,8 +56,12 @@ class EncodeAdapter(Filter):
             _, offset, control = parcel(dict(dxo.data))
             data = {messages.CODED: message, **Parcel({}, offset, control).flat()}
             shareable = _with(shareable, data, _bare(dxo.meta))
-        count = messages.serialised_bytes(shareable)
-        job.ledger.add(int(dxo.meta[messages.ROUND]), site, "down", count)
+        round_index = int(dxo.meta[messages.ROUND])
+        kind = round_index, message
+        if kind not in self._measured:
+            self._measured = {key: n for key, n in self._measured.items() if key[0] == round_index}
+            self._measured[kind] = messages.serialised_bytes(shareable)
+        job.ledger.add(round_index, site, "down", self._measured[kind])
         return shareable
 
 
@@ -74,10 +83,7 @@ class DecodeAdapter(Filter):
         dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
         round_index = int(dxo.meta[messages.ROUND])
         held = _held(shareable, federation, fl_ctx)
-        message = dxo.data.get(messages.CODED)
-        tensors, offset, control = parcel(
-            {name: part for name, part in dxo.data.items() if name != messages.CODED}
-        )
+        message, (tensors, offset, control) = _opened(dxo)
         if message is not None:
             before = held.before(round_index)
             tensors = arrived(message, federation.download, "down", before, before)
@@ -177,16 +183,13 @@ class DecodeUpdate(Filter):
         job = server_job(fl_ctx)
         try:
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
-            message = dxo.data.get(messages.CODED)
+            message, (_, _, control) = _opened(dxo)
             if message is None:
                 return shareable
             claimed = str(fl_ctx.get_peer_context().get_identity_name())
             expected = job.expected(claimed, int(dxo.meta[messages.ROUND]))
             start = of_rank(job.downlink.held, expected.rank)
             tensors = arrived(message, job.federation.upload, "up", start, expected.shapes)
-            _, _, control = parcel(
-                {name: part for name, part in dxo.data.items() if name != messages.CODED}
-            )
             meta = {**dxo.meta, messages.SPEC: _filled(dxo.meta[messages.SPEC], tensors)}
             decoded = _with(shareable, Parcel(tensors, {}, control).flat(), meta)
         except Exception as error:  # whatever a peer sends, the aggregator names the refusal
@@ -222,6 +225,12 @@ def _start(
     held = HeldAdapter(state_folder(site, task.run), federation, site).of(task.round_index)
     ours = of_rank(held, federation.rank_of(site.name))
     return {name: ours[name] for name in tensors}
+
+
+def _opened(dxo: DXO) -> tuple[Any, Parcel]:
+    """The coded bytes, None if there are none, and what goes beside them."""
+    data = dict(dxo.data)
+    return data.pop(messages.CODED, None), parcel(data)
 
 
 def _with(shareable: Shareable, data: dict[str, Any], meta: dict[str, Any]) -> Shareable:
