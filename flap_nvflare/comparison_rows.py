@@ -93,13 +93,12 @@ def _coded(stages: tuple[str, ...]) -> dict[str, Any]:
 
 
 _COMPRESSION: Mapping[str, Row] = {
-    f"{rule}, {way}": Row("federated", {"rule": rule, **gauge, **_coded(stages)})
-    for rule, gauge in (("svd", {"gauge": "aligned"}), ("ffa", {}))
-    for way, stages in _WAYS.items()
-}
-# Six sites' largest twentieths, taken together, are more than a tenth: more of it goes down.
-_COMPRESSION = {
-    **_COMPRESSION,
+    **{
+        f"{rule}, {way}": Row("federated", {"rule": rule, **gauge, **_coded(stages)})
+        for rule, gauge in (("svd", {"gauge": "aligned"}), ("ffa", {}))
+        for way, stages in _WAYS.items()
+    },
+    # Six sites' largest twentieths, taken together, are more than a tenth: more of it goes down.
     "svd, top 5% up, top 15% down, int4": Row(
         "federated",
         {

@@ -102,7 +102,7 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
         image_size=federation.image_size,
         classes=federation.classes,
         method=federation.method,
-        rank=federation.site_ranks.get(site.name, federation.rank),
+        rank=federation.rank_of(site.name),
         seed=federation.seed,
         checkpoint=site.checkpoint or None,
         base=federation.base,
@@ -129,7 +129,11 @@ def first_adapter(federation: Federation, site: Site) -> dict[str, Tensor]:
     """
     # At the federation's rank, whatever the site's own.
     network = make_network(dataclasses.replace(federation, site_ranks={}), site)
-    parts = make_parts(federation)
+    return shared_tensors(network, make_parts(federation))
+
+
+def shared_tensors(network: Segmenter, parts: Parts) -> dict[str, Tensor]:
+    """Copies in float32 of all that trains and travels in any round, sorted by name."""
     return {
         name: parameter.detach().float().clone()
         for name, parameter in sorted(network.named_parameters())

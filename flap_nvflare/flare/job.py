@@ -315,17 +315,13 @@ def _save_best(
 
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
     """The job before its first round: what every site draws from the seed, drawn here as well."""
-    from flap_nvflare.bundle.builders import make_network, make_parts
+    from flap_nvflare.bundle.builders import make_network, make_parts, shared_tensors
     from flap_nvflare.sam.tuning import fixed
 
     checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
     network = make_network(federation, Site("server", Path(), checkpoint=checkpoint))
     parts = make_parts(federation)
-    shared = {
-        key: value.detach().to(torch.float32).clone()
-        for key, value in sorted(network.named_parameters())
-        if parts.up(key)
-    }
+    shared = shared_tensors(network, parts)
     return ServerJob(
         federation=federation,
         folder=RunFolder(Path()),

@@ -15,22 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B
-from flap_nvflare.adapter.update import (
-    UpdateError,
-    UpdateSpec,
-    load_update,
-    save_update,
-    write_atomic,
-)
+from flap_nvflare.adapter.parcel import OFFSET_A, OFFSET_B
+from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update, save_update
+from flap_nvflare.training.errors import StateError
+from flap_nvflare.training.tensor_files import read_tensors, write_tensors
 
 LAST, BEST = "adapter_last", "adapter_best"
 Tensors = dict[str, torch.Tensor]
 # Parts of an adapter that some rules leave as they are: drawn factors, and a change of the base.
-FROZEN_SUFFIXES = (LORA_A, LORA_B, ".offset_a", ".offset_b")
+FROZEN_SUFFIXES = (LORA_A, LORA_B, OFFSET_A, OFFSET_B)
 _STATE_FORMAT = "flap_nvflare.server.1"
 
 
@@ -105,14 +100,8 @@ class RunFolder:
 
     def save_state(self, rounds: int, tensors: Mapping[str, torch.Tensor], **extra: Any) -> None:
         """Writes what the server remembers after `rounds` rounds besides the adapter."""
-        # safetensors keeps the metadata in no fixed order: one entry, itself sorted, is in order.
-        metadata = {_STATE_FORMAT: json.dumps(extra, sort_keys=True)}
-        # Copies: safetensors refuses tensors that share memory.
-        ready = {
-            name: tensors[name].clone(memory_format=torch.contiguous_format)
-            for name in sorted(tensors)
-        }
-        write_atomic(self._state_path(rounds), save(ready, metadata))
+        said = json.dumps(extra, sort_keys=True)
+        write_tensors(self._state_path(rounds), tensors, _STATE_FORMAT, said)
 
     def load_state(self, rounds: int) -> tuple[Tensors, dict[str, Any]]:
         """What `save_state` wrote.
@@ -120,16 +109,11 @@ class RunFolder:
         Raises:
             UpdateError: if it is not there or damaged.
         """
-        path = self._state_path(rounds)
         try:
-            with safe_open(str(path), framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                if _STATE_FORMAT not in metadata:
-                    raise UpdateError(f"{path}: no state of a server; start a new run")
-                tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-            return tensors, dict(json.loads(metadata[_STATE_FORMAT]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise UpdateError(f"{path}: cannot be read: {error}; start a new run") from error
+            tensors, said = read_tensors(self._state_path(rounds), _STATE_FORMAT)
+        except StateError as error:
+            raise UpdateError(f"{error}, and start a new run") from error
+        return tensors, dict(json.loads(said))
 
     def drop_states(self, rounds: int) -> None:
         """Removes the states of all rounds but `rounds`."""

@@ -8,7 +8,6 @@ are no longer there; they are dropped, the others are kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B
+from flap_nvflare.adapter.update import write_atomic
 from flap_nvflare.training.errors import StateError
 
 FORMAT = "flap_nvflare.adamw.1"
@@ -43,15 +43,7 @@ def save_moments(
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(save(tensors, metadata={"format": FORMAT}))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomic(path, save(tensors, metadata={"format": FORMAT}))
 
 
 def load_moments(

@@ -165,7 +165,7 @@ class SiteWork:
     @property
     def rank(self) -> int:
         """Rank of the adapters at this site."""
-        return self.federation.site_ranks.get(self.site.name, self.federation.rank)
+        return self.federation.rank_of(self.site.name)
 
     def spec(self, round_index: int | None = None) -> UpdateSpec:
         """What an update of this site looks like.
