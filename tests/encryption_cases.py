@@ -19,6 +19,17 @@ SHAPES = {
     SCALE: (),
 }
 
+# Settings of a linear rule's job, small.
+SMALL = {
+    "rounds": 2,
+    "image_size": 64,
+    "batch_size": 16,
+    "foreground_fraction": 1.0,
+    "local_epochs": 1,
+    "rule": "mean",
+    "cross_site": "global",
+}
+
 
 def update(seed: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)

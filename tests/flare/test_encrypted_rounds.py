@@ -7,20 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from encryption_cases import SMALL
 from safetensors import safe_open
 
 from flap_nvflare.adapter.cipher import SEALED, Cipher
 from flap_nvflare.adapter.update import load_update
-
-SMALL = {
-    "rounds": 2,
-    "image_size": 64,
-    "batch_size": 16,
-    "foreground_fraction": 1.0,
-    "local_epochs": 1,
-    "rule": "mean",
-    "cross_site": "global",
-}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from encryption_cases import SMALL
 from processes import stop
 from safetensors import safe_open
 
@@ -23,16 +24,6 @@ from flap_nvflare.data.phantom import write_phantom
 from flap_nvflare.flare.recipe import allow_components
 
 JOB = Path(__file__).parents[2] / "jobs" / "fed_kits"
-SMALL = {
-    "rounds": 2,
-    "image_size": 64,
-    "batch_size": 16,
-    "foreground_fraction": 1.0,
-    "local_epochs": 1,
-    "rule": "mean",
-    "cross_site": "global",
-    "encryption": "he",
-}
 
 
 def free_port() -> int:
@@ -147,7 +138,8 @@ def test_a_server_without_the_key_runs_the_job_and_never_has_an_adapter(
     job = tmp_path / "fed_kits"
     shutil.copytree(JOB, job, ignore=shutil.ignore_patterns("custom"))
     settings = job / "app" / "config" / "federation.yaml"
-    settings.write_text(yaml.safe_dump({**yaml.safe_load(settings.read_text()), **SMALL}))
+    changed = {**yaml.safe_load(settings.read_text()), **SMALL, "encryption": "he"}
+    settings.write_text(yaml.safe_dump(changed))
     meta = json.loads((job / "meta.json").read_text())
     meta["deploy_map"] = {"app": ["server", "A", "B"]}
     (job / "meta.json").write_text(json.dumps(meta))
