@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +30,28 @@ METHODS = (
 )
 CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
+SOURCE_VARIABLE = "FLAP_DATA_SOURCE"
 SWITCHES = ("auto", "on", "off")
 # The switches of a site: how its hardware runs the network.
 HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
 
 
+# Names may end in paths, logs and tables, here and at other sites.
+_NAME = re.compile(r"\w[\w .+()-]{0,63}")
+_NAMES = "of letters, digits, blanks and _-.+() in at most 64 characters"
+_MOST_CLASSES = 255  # labels are bytes, and 0 is the background
+
+
 class SettingsError(ValueError):
     """A setting is missing, unknown or out of range; the message names it and the mend."""
+
+
+class MissingDataError(SettingsError):
+    """The site names no scans."""
+
+
+class OtherBaseError(SettingsError):
+    """The base model is not the one that the site accepts."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +176,18 @@ class Federation:
     cross_site: str = "all"
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
         _require(
-            len(self.class_names) > 0 and all(n and isinstance(n, str) for n in self.class_names),
+            0 < len(self.class_names) <= _MOST_CLASSES
+            and all(map(_is_name, self.class_names))
+            and len(set(self.class_names)) == len(self.class_names),
             "class_names",
             self.class_names,
-            "a list of at least one name",
+            f"a list of 1 to {_MOST_CLASSES} different names, {_NAMES}",
         )
         _require(
             isinstance(self.rule, str) and self.rule.isidentifier(),
@@ -178,6 +196,7 @@ class Federation:
             "the name of a rule: see flap-nvflare rules",
         )
         for site, rank in self.site_ranks.items():
+            _require(_is_name(site), "site_ranks", site, f"names of sites, {_NAMES}")
             _require(
                 type(rank) is int and 1 <= rank <= self.rank,
                 f"site_ranks of {site}",
@@ -283,7 +302,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+# What a setting may be, by name: a site's own limits (`site.limits`) narrow it further.
+CHOICES: dict[str, tuple[str, ...]] = {
     "arch": ARCHITECTURES,
     "base": ("pretrained", "random"),
     "method": METHODS,
@@ -299,7 +319,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
     "cross_site": ("global", "all"),
 }
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "image_size": (16, 4096),
     "rank": (1, 1024),
     "lora_blocks": (0, 32),
@@ -345,10 +365,15 @@ class Site:
         state_dir: folder for what must outlive a process: optimiser moments, and in `cache` the
             prepared scans.
         synthetic: whether the scans are the demo's phantoms.
+        data_source: the site's own file of code that lists its scans (`data.source`); None reads
+            the layout of KiTS19.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
             `auto`, `on` or `off`.
         processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
             in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
+        own_process: whether a round trains in a process of its own also where `processes` is 1, so
+            that its crash ends no more than the round: `on`, `off`, or `auto` (at a provisioned
+            site, not in the simulator).
         cache_gb: bound of the folder of prepared scans in 10^9 bytes, 0 to keep none. A case
             takes 5 bytes for each slice and pixel of `image_size`: 50 MB for 200 slices at 224.
         workers: processes that change slices while the network trains; 0 does it in between.
@@ -365,11 +390,13 @@ class Site:
     device: str = "auto"
     state_dir: Path | None = None
     synthetic: bool = False
+    data_source: Path | None = None
     checkpointing: str = "auto"
     channels_last: str = "auto"
     packed: str = "auto"
     compile: str = "auto"
     processes: int = 1
+    own_process: str = "auto"
     cache_gb: float = 20.0
     workers: int = 0
 
@@ -386,12 +413,16 @@ class Site:
             self.device,
             f"cpu, cuda or auto where processes is {self.processes}: each has a GPU of its own",
         )
-        for name in HARDWARE:
+        for name in (*HARDWARE, "own_process"):
             value = getattr(self, name)
             _require(value in SWITCHES, name, value, f"one of {SWITCHES}")
         for name, (low, high) in {"cache_gb": (0.0, 1e6), "workers": (0, 256)}.items():
             value = getattr(self, name)
             _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def switch(value: object) -> str:
@@ -402,6 +433,7 @@ def switch(value: object) -> str:
 def _require(holds: bool, name: str, value: object, expected: str, what: str = "value") -> None:
     if not holds:
         shown = f"{name!r}" if what == "name" else f"{name}: {value!r}"
+        shown = shown if len(shown) <= 300 else shown[:300] + "…"
         raise SettingsError(f"setting {shown} is not allowed; expected {expected}")
 
 

@@ -93,3 +93,9 @@ def test_slices_that_are_never_drawn_cannot_be_weighted(fraction: float) -> None
 def test_a_sites_bad_number_is_named(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=name):
         Site("A", Path("scans"), **{name: value})
+
+
+def test_a_rounds_own_process_is_a_switch() -> None:
+    assert Site("A", Path("scans")).own_process == "auto"
+    with pytest.raises(SettingsError, match="own_process: 'perhaps'"):
+        Site("A", Path("scans"), own_process="perhaps")

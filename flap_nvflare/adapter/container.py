@@ -127,7 +127,8 @@ def read_header(blob: bytes) -> Header:
         return _read(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])[0]
     opener = zlib.decompressobj()
     try:
-        start = opener.decompress(blob, _LENGTH_BYTES)
+        # A part of the message: zlib copies what it is given and does not use yet.
+        start = opener.decompress(memoryview(blob)[: 2 * MAX_HEADER], _LENGTH_BYTES)
         wanted = int.from_bytes(start, "little")
         if len(start) < _LENGTH_BYTES or wanted > MAX_HEADER:
             raise CodecError(f"the header would have {wanted} bytes, at most {MAX_HEADER}")
@@ -169,6 +170,8 @@ def _is_deflated(blob: bytes) -> bool:
 
 
 def _inflate(blob: bytes, most: int) -> bytes:
+    if len(blob) > most + most // 8 + 1024:  # deflating makes nothing longer than that
+        raise CodecError(f"the message has {len(blob)} bytes, at most {most} are expected")
     opener = zlib.decompressobj()
     try:
         plain = opener.decompress(blob, most + 1)

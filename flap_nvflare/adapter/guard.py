@@ -199,11 +199,11 @@ def _size_fault(
     tensors: dict[str, Any], reference: Mapping[str, torch.Tensor] | None, limits: Limits
 ) -> Fault:
     """Bounds on the tensors together, so it names no key."""
-    norm = _norm(tensors.values())
+    norm = total_norm(tensors.values())
     if not norm <= limits.max_norm:
         return "", f"norm {norm:.6g} is above {limits.max_norm:g}"
     if reference is not None and math.isfinite(limits.max_change):
-        change = _norm(
+        change = total_norm(
             tensors[name].detach().double() - reference[name].detach().double() for name in tensors
         )
         if not change <= limits.max_change:
@@ -211,7 +211,7 @@ def _size_fault(
     return None
 
 
-def _norm(tensors: Iterable[torch.Tensor]) -> float:
+def total_norm(tensors: Iterable[torch.Tensor]) -> float:
     """L2 norm of all values together; in float64, where no float32 overflows."""
     return math.sqrt(math.fsum(float(x.detach().double().square().sum()) for x in tensors))
 

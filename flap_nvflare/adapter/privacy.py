@@ -53,6 +53,7 @@ from torch import Tensor
 
 from flap_nvflare.adapter.update import write_atomic
 
+UNIT = "all data of one site"  # what a message may reveal at most so much of
 RELATIONS = ("replace", "zero_out")
 _CHUNK = 1 << 18  # numbers drawn at once: 8 MB of random bytes for each of their halves
 
@@ -129,7 +130,7 @@ class Mechanism:
             "noise": self.noise,
             "releases": sum(releases.values()),
             "delta": delta,
-            "unit": "all data of one site",
+            "unit": UNIT,
             "secret": secret,
             **{f"epsilon_{one}": value if secret else None for one, value in found.items()},
         }

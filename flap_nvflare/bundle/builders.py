@@ -12,8 +12,10 @@ from flap_nvflare.settings import (
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
     HARDWARE,
+    SOURCE_VARIABLE,
     Federation,
-    SettingsError,
+    MissingDataError,
+    OtherBaseError,
     Site,
     switch,
 )
@@ -49,6 +51,7 @@ def make_site(
     channels_last: str | bool = "auto",
     packed: str | bool = "auto",
     compile: str | bool = "auto",
+    data_source: str | Path | None = None,
 ) -> Site:
     """A site's disk; what is None comes from the environment.
 
@@ -57,9 +60,10 @@ def make_site(
     """
     root = data_root if data_root is not None else os.environ.get(DATA_VARIABLE, "")
     if str(root) == "":
-        raise SettingsError(
+        raise MissingDataError(
             f"site {name} has no data: give --data_root FOLDER or set {DATA_VARIABLE}"
         )
+    source = data_source if data_source is not None else os.environ.get(SOURCE_VARIABLE, "")
     return Site(
         name=str(name),
         data_root=Path(root),
@@ -70,6 +74,7 @@ def make_site(
         channels_last=switch(channels_last),
         packed=switch(packed),
         compile=switch(compile),
+        data_source=Path(source) if str(source) else None,
     )
 
 
@@ -113,7 +118,7 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
         network.keep_base()
     pinned = site.checkpoint_sha256.lower()
     if pinned and network.base_sha256 != pinned:
-        raise SettingsError(
+        raise OtherBaseError(
             f"site {site.name} accepts only the base with SHA-256 {pinned}, but "
             f"{site.checkpoint or federation.base} has {network.base_sha256}; give the right "
             f"file as checkpoint, or change checkpoint_sha256"

@@ -12,32 +12,39 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from flap_nvflare.bundle.round_files import RoundFolder
+from flap_nvflare.bundle.round_files import RoundFolder
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(path: str) -> None:
-    """Trains the round of the folder at `path`."""
-    _end_with_parent()
-    from flap_nvflare.bundle.round_files import RoundFolder
+    """Trains the round of the folder at `path`, as one of several processes."""
+    train(RoundFolder(Path(path)), int(os.environ["RANK"]), together=True)
 
-    folder = RoundFolder(Path(path))
+
+def train(folder: RoundFolder, rank: int, together: bool) -> None:
+    """Trains the round that the folder asks for; its error is kept there as well.
+
+    Args:
+        folder: the round's files.
+        rank: the number of this process.
+        together: whether it is one of those that torchrun started.
+    """
+    _end_with_parent()
     try:
-        _train(folder)
-    except Exception as error:
-        folder.fail(int(os.environ["RANK"]), f"{type(error).__name__}: {error}")
+        _train(folder, together)
+    except BaseException as error:
+        folder.fail(rank, error)
         raise
 
 
-def _train(folder: RoundFolder) -> None:
+def _train(folder: RoundFolder, together: bool) -> None:
     from flap_nvflare.bundle.workflow import MULTI_GPU_CONFIG, TRAIN_CONFIG, build_work
 
     federation, site, round_index = folder.request()
-    work = build_work(federation, site, (TRAIN_CONFIG, MULTI_GPU_CONFIG))
+    configs = (TRAIN_CONFIG, MULTI_GPU_CONFIG) if together else (TRAIN_CONFIG,)
+    work = build_work(federation, site, configs)
     folder.start(work)
     first = work.ranks.first
     report = work.train(round_index, folder.abandoned, folder.tell if first else None)
@@ -47,9 +54,9 @@ def _train(folder: RoundFolder) -> None:
 
 
 def _end_with_parent() -> None:
-    """Lets the kernel end this process with torchrun, should that be killed.
+    """Lets the kernel end this process with the one that started it, should that be killed.
 
-    torchrun starts each process in a session of its own, which no signal to its group reaches.
+    Each process has a session of its own, which no signal to the parent's group reaches.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

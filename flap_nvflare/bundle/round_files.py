@@ -42,11 +42,15 @@ class Failure:
         rank: the process, from 0.
         what: its error, or the signal that ended it.
         at: time stamp in seconds.
+        kinds: names of the classes of its error and of those below, the nearest first.
+        exit_code: of a process that left no error; -n for signal n.
     """
 
     rank: int
     what: str
     at: float
+    kinds: tuple[str, ...] = ()
+    exit_code: int = 0
 
 
 class RoundFolder:
@@ -71,7 +75,7 @@ class RoundFolder:
         write_tensors(self.path / _OFFSET, work.network.offset, _OFFSET_FORMAT)
         work.terms.save(self.path / _TERMS)
         site = dataclasses.asdict(work.site)
-        for name in ("data_root", "state_dir"):
+        for name in ("data_root", "state_dir", "data_source"):
             site[name] = None if site[name] is None else str(site[name])
         self._write(
             _REQUEST, {"federation": work.federation.to_dict(), "site": site, "round": round_index}
@@ -119,7 +123,8 @@ class RoundFolder:
         values = json.loads((self.path / _REQUEST).read_text(encoding="utf-8"))
         site = values["site"]
         site["data_root"] = Path(site["data_root"])
-        site["state_dir"] = site["state_dir"] and Path(site["state_dir"])
+        for name in ("state_dir", "data_source"):
+            site[name] = site[name] and Path(site[name])
         return Federation.from_dict(values["federation"]), Site(**site), int(values["round"])
 
     def start(self, work: SiteWork) -> None:
@@ -140,16 +145,16 @@ class RoundFolder:
         self._write(_REPORT, report.to_dict())
 
     # ---- failures ------------------------------------------------------------------------
-    def fail(self, rank: int, what: str) -> None:
+    def fail(self, rank: int, error: BaseException) -> None:
         """Keeps the error of one process."""
-        self._write(f"rank_{rank}_{_FAILURE}", {"rank": rank, "what": what, "at": time.time()})
+        failure = Failure(
+            rank, f"{type(error).__name__}: {error}", time.time(), tuple(_kinds(error))
+        )
+        self._write(f"rank_{rank}_{_FAILURE}", dataclasses.asdict(failure))
 
     def failures(self) -> list[Failure]:
         """The errors that processes have kept, the first to fail first."""
-        found = [
-            Failure(**json.loads(path.read_text(encoding="utf-8")))
-            for path in self.path.glob(f"rank_*_{_FAILURE}")
-        ]
+        found = [_read_failure(path) for path in self.path.glob(f"rank_*_{_FAILURE}")]
         return sorted(found, key=lambda failure: failure.at)
 
     def settle(self, failure: Failure) -> None:
@@ -159,10 +164,23 @@ class RoundFolder:
     def settled(self) -> Failure | None:
         """The failure that ended the round, if it is known."""
         path = self.path / _FAILURE
-        return Failure(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return _read_failure(path) if path.exists() else None
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         write_atomic(self.path / name, json.dumps(values).encode("utf-8"))
+
+
+def _read_failure(path: Path) -> Failure:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Failure(**{**values, "kinds": tuple(values["kinds"])})
+
+
+def _kinds(error: BaseException | None) -> Iterator[str]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield from (kind.__name__ for kind in type(error).__mro__)
+        error = error.__cause__
 
 
 def _save(work: SiteWork, folder: Path, when: str) -> None:

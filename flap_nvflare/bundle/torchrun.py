@@ -29,7 +29,7 @@ def main(path: str) -> None:
     from torch.distributed.run import parse_args, run
 
     folder = RoundFolder(Path(path))
-    _print_into(folder.path / LAUNCHER_OUTPUT)
+    print_into(folder.path / LAUNCHER_OUTPUT)
     _, site, _ = folder.request()
     try:
         run(
@@ -68,11 +68,15 @@ def first_failure(codes: Mapping[int, int], kept: list[Failure]) -> Failure:
         return kept[0]
     rank = killed[0] if killed else min(own or codes)
     code = codes[rank]
-    what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Failure(rank, what, 0.0)
+    return Failure(rank, ended_by(code), 0.0, exit_code=code)
 
 
-def _print_into(path: Path) -> None:
+def ended_by(code: int) -> str:
+    """What an exit code says; -n for signal n."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def print_into(path: Path) -> None:
     """Sends all that this process prints to a file: its parent's output is the site's log."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, sys.stdout.fileno())

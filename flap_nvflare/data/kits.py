@@ -20,13 +20,26 @@ from pathlib import Path
 
 from flap_nvflare.data.errors import DataError
 
-__all__ = ["IMAGE", "LABEL", "TABLE", "Case", "DataError", "SiteCases", "read_kits", "site_names"]
+__all__ = [
+    "IMAGE",
+    "LABEL",
+    "TABLE",
+    "Case",
+    "DataError",
+    "ListedCase",
+    "SiteCases",
+    "list_kits",
+    "read_kits",
+    "site_names",
+    "split_cases",
+]
 
 TABLE = "thresholded_sites.csv"
 IMAGE = "imaging.nii.gz"
 LABEL = "segmentation.nii.gz"
 COLUMNS = ("case_ids", "site_ids", "train_test_split_silo")
-_CASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+SPLITS = ("train", "test")
+CASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 # A site must hold this many training cases before one of them is held out.
 _FEWEST_TO_SPLIT = 3
 
@@ -44,6 +57,17 @@ class Case:
     name: str
     image: Path
     label: Path
+
+
+@dataclass(frozen=True)
+class ListedCase(Case):
+    """A case and its split.
+
+    Attributes:
+        split: `train` or `test`; which training cases are held out is chosen later.
+    """
+
+    split: str
 
 
 @dataclass(frozen=True)
@@ -69,17 +93,42 @@ def read_kits(
 
     Raises:
         DataError: if the folder, the table, one of its columns, the site, its training or test
-            cases, or a file is missing, or if a name could leave the folder.
+            cases, or a file is missing, or if a name or a link leads out of the folder.
+    """
+    return split_cases(list_kits(root, site), validation_fraction, seed)
+
+
+def list_kits(root: Path | str, site: str | int) -> list[ListedCase]:
+    """The cases of one site with their splits, in order of split and name.
+
+    Raises:
+        DataError: as `read_kits`.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name the folder with the KiTS19 cases")
+    splits = _splits_of_site(folder / TABLE, site)
+    return [_case(folder, name, split) for split, names in splits.items() for name in names]
+
+
+def split_cases(listed: list[ListedCase], validation_fraction: float, seed: int) -> SiteCases:
+    """Training, held out and test cases, each in order of their names.
+
+    Raises:
+        DataError: if the share is out of range.
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise DataError(
             f"validation_fraction is {validation_fraction!r}; give a number from 0 to below 1"
         )
-    folder = Path(root)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name the folder with the KiTS19 cases")
-    splits = _splits_of_site(folder / TABLE, site)
-    cases = {split: [_case(folder, name) for name in names] for split, names in splits.items()}
+    cases = {
+        split: [
+            Case(case.name, case.image, case.label)
+            for case in sorted(listed, key=lambda case: case.name)
+            if case.split == split
+        ]
+        for split in SPLITS
+    }
     held_out = _held_out([case.name for case in cases["train"]], validation_fraction, seed)
     return SiteCases(
         train=tuple(case for case in cases["train"] if case.name not in held_out),
@@ -104,7 +153,7 @@ def site_names(root: Path | str) -> list[str]:
 def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:
     """Sorted case names of the site's `train` and `test` split."""
     wanted = _site_key(str(site))
-    splits: dict[str, list[str]] = {"train": [], "test": []}
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     known: set[str] = set()
     seen: dict[str, int] = {}
     for line, (name, row_site, silo) in _rows(table):
@@ -116,10 +165,10 @@ def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:
         seen[name] = line
         known.add(_site_key(row_site))
         if _site_key(row_site) == wanted:
-            if not _CASE_NAME.fullmatch(name):
+            if not CASE_NAME.fullmatch(name):
                 raise DataError(
-                    f"{place}: case name {name!r} is refused; expected the plain name of a folder "
-                    f"beside the table, such as case_00000"
+                    f"{place}: case name {name[:200]!r} is refused; expected the plain name of a "
+                    f"folder beside the table, such as case_00000"
                 )
             splits[_split(silo, row_site, place)].append(name)
     if wanted not in known:
@@ -139,6 +188,7 @@ def _rows(table: Path) -> list[tuple[int, tuple[str, str, str]]]:
     """Line numbers with the values of `COLUMNS`, blanks around them taken off."""
     if not table.is_file():
         raise DataError(f"{table}: missing; copy FLamby's table of this name there")
+    _stay_within(table.parent, table)
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -167,21 +217,34 @@ def _site_key(site: str) -> str:
 def _split(silo: str, site: str, place: str) -> str:
     """`train` or `test` out of `train_0` or `train`."""
     split, _, suffix = silo.partition("_")
-    if split not in ("train", "test") or (suffix and _site_key(suffix) != _site_key(site)):
+    if split not in SPLITS or (suffix and _site_key(suffix) != _site_key(site)):
         raise DataError(
             f"{place}: train_test_split_silo is {silo!r}; expected 'train_{site}' or 'test_{site}'"
         )
     return split
 
 
-def _case(root: Path, name: str) -> Case:
-    case = Case(name, root / name / IMAGE, root / name / LABEL)
+def _case(root: Path, name: str, split: str) -> ListedCase:
+    case = ListedCase(name, root / name / IMAGE, root / name / LABEL, split)
     if not case.image.parent.is_dir():
         raise DataError(f"{case.image.parent}: no such folder, but {TABLE} lists {name}")
     for file, what in ((case.image, "scan"), (case.label, "mask")):
         if not file.is_file():
             raise DataError(f"{file}: missing; put the {what} of {name} there")
+        _stay_within(root, file)
     return case
+
+
+def _stay_within(root: Path, file: Path) -> None:
+    """Refuses a link out of the data: whoever writes there could have any file read.
+
+    The folder itself may be a link, and links within it are none of this.
+    """
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{file}: is a link out of {root}; put the file itself there, or name a folder that "
+            f"holds both as data_root"
+        )
 
 
 def _held_out(names: list[str], fraction: float, seed: int) -> set[str]:

@@ -26,7 +26,7 @@ from flap_nvflare.data.kits import Case
 _ORIENTATION = np.array([[2, -1], [1, -1], [0, -1]])
 # Two grids are one if no corner lies further apart than this share of the smallest voxel side.
 _GRID_TOLERANCE = 0.1
-_BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError)
+_BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, TypeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,15 @@ def load_volume(case: Case, class_count: int) -> Volume:
         label=np.ascontiguousarray(apply_orientation(label, turn)),
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
+
+
+def orientation(case: Case) -> str:
+    """Where the axes of the scan's file run to, such as `IPL`: the header alone is read.
+
+    Raises:
+        DataError: as `load_volume` does about the header.
+    """
+    return "".join(nib.aff2axcodes(_open(case.image).affine))
 
 
 def write_mask(path: Path | str, mask: np.ndarray, case: Case) -> Path:

@@ -30,6 +30,10 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or another model's; the message names file and mend."""
 
 
+class MissingCheckpointError(CheckpointError):
+    """There is no file of the weights."""
+
+
 def read_checkpoint(path: Path | str, arch: Architecture) -> tuple[dict[str, Tensor], str]:
     """Reads a file of SAM weights at its own image size.
 
@@ -45,10 +49,28 @@ def read_checkpoint(path: Path | str, arch: Architecture) -> tuple[dict[str, Ten
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; {_mend(arch)}")
+        raise MissingCheckpointError(f"{path}: there is no such file; {_mend(arch)}")
     state = _load(path, arch)
     _check(path, state, arch)
     return {name: tensor.float() for name, tensor in state.items()}, file_sha256(path)
+
+
+def recognise_checkpoint(path: Path | str) -> str:
+    """Name of the architecture whose weights a file holds, all of them.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or holds none of `ARCHITECTURES`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; {_mend(ARCHITECTURES['vit_b'])}")
+    state = _load(path, ARCHITECTURES["vit_b"])
+    found = _recognise(state)
+    for arch in ARCHITECTURES.values():
+        if found == (arch.embed_dim, arch.depth):
+            _check(path, state, arch)
+            return arch.name
+    raise CheckpointError(f"{path}: holds no SAM encoder; {_mend(ARCHITECTURES['vit_b'])}")
 
 
 def file_sha256(path: Path) -> str:

@@ -95,6 +95,11 @@ class BaseOffset:
                 f"offset of {stem!r}: A is {a}, B is {b}; expected (q, {layer.in_features}) and "
                 f"({last - first}, q)"
             )
+        if a[0] > min(layer.in_features, last - first):
+            raise ValueError(
+                f"offset of {stem!r}: rank {a[0]} is above {min(layer.in_features, last - first)}, "
+                "that of any change of these weights; send fewer directions"
+            )
         if layer.weight.requires_grad:
             raise ValueError(
                 f"offset of {stem!r}: the weights under it train themselves; take method flap or "

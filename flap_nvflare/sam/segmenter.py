@@ -22,7 +22,12 @@ from flap_nvflare.sam.backbone import (
     build_prompt_encoder,
     initialise,
 )
-from flap_nvflare.sam.checkpoint import PACKAGED, CheckpointError, fit_tables, read_checkpoint
+from flap_nvflare.sam.checkpoint import (
+    PACKAGED,
+    MissingCheckpointError,
+    fit_tables,
+    read_checkpoint,
+)
 from flap_nvflare.sam.decode import decode
 from flap_nvflare.sam.encoder import ImageEncoder
 from flap_nvflare.sam.head import FRESH, build_class_decoder, reset_head
@@ -223,7 +228,7 @@ def _checkpoint_path(arch: Architecture, checkpoint: str | Path | None) -> Path:
         return Path(checkpoint)
     if arch.name == "vit_t":
         return PACKAGED
-    raise CheckpointError(
+    raise MissingCheckpointError(
         f"arch {arch.name}: its weights are not part of the package; download SAM's file, name it "
         "in FLAP_SAM_CHECKPOINT or in the site's `checkpoint`, or set base: random"
     )

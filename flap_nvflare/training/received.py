@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flap_nvflare.adapter.factors import of_rank
+from flap_nvflare.adapter.guard import DEFAULT_LIMITS, total_norm
 from flap_nvflare.adapter.update import UpdateError
 from flap_nvflare.training.work import SiteWork
 
@@ -49,6 +50,7 @@ def check_offset(work: SiteWork, offset: Mapping[str, Tensor]) -> None:
     for name, tensor in sorted(offset.items()):
         if not work.parts.down(name) or not bool(torch.isfinite(tensor).all()):
             raise UpdateError(f"offset from the server: {name} is none, or is not finite")
+    _check_norm("offset", offset)
 
 
 def server_control(work: SiteWork, control: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,5 +70,13 @@ def server_control(work: SiteWork, control: Mapping[str, Tensor]) -> dict[str, T
                 f"control of {name}: {tuple(tensor.shape)} is not {shapes.get(name)}, or holds nan "
                 "or infinity"
             )
+    _check_norm("control", control)
     zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
     return {**zeros, **{name: t.detach().float().cpu() for name, t in control.items()}}
+
+
+def _check_norm(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """What no honest server sends: numbers that would overflow in the first step."""
+    norm, most = total_norm(tensors.values()), DEFAULT_LIMITS.max_norm
+    if not norm <= most:
+        raise UpdateError(f"{what} from the server: norm {norm:.6g} is above {most:g}")

@@ -58,11 +58,12 @@ class SiteData:
     @cached_property
     def by_site(self) -> dict[str, SiteCases]:
         """The cases of each pooled site; reads names, no scans."""
-        from flap_nvflare.data.kits import read_kits
+        from flap_nvflare.data.source import read_cases
 
-        settings = self.federation
+        settings, site = self.federation, self.site
+        share, seed = settings.validation_fraction, settings.seed
         return {
-            name: read_kits(self.site.data_root, name, settings.validation_fraction, settings.seed)
+            name: read_cases(site.data_root, name, share, seed, site.data_source)
             for name in self.names
         }
 

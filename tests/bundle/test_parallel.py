@@ -186,11 +186,12 @@ def test_failures_come_back_in_the_order_of_their_time(
     folder = RoundFolder(tmp_path)
     for rank, at in ((0, 2.0), (1, 1.0)):
         monkeypatch.setattr("flap_nvflare.bundle.round_files.time.time", lambda at=at: at)
-        folder.fail(rank, f"rank {rank} fell")
+        folder.fail(rank, KeyError(rank))
     assert [failure.rank for failure in folder.failures()] == [1, 0]
     assert folder.settled() is None
     folder.settle(folder.failures()[0])
-    assert folder.settled() == Failure(1, "rank 1 fell", 1.0)
+    kinds = tuple(kind.__name__ for kind in KeyError.__mro__)
+    assert folder.settled() == Failure(1, "KeyError: 1", 1.0, kinds)
 
 
 def test_a_folder_is_abandoned_once_nobody_holds_its_lock(tmp_path: Path) -> None:

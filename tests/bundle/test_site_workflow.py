@@ -258,7 +258,11 @@ def test_text_of_the_settings_is_never_run(
 ) -> None:
     trap = f"$__import__('pathlib').Path({str(tmp_path / 'trap')!r}).touch()"
     names = (trap, "@network")
-    workflow = build_work(dataclasses.replace(federation, class_names=names), site)
+    with pytest.raises(SettingsError, match="class_names"):
+        dataclasses.replace(federation, class_names=names)
+    past_the_check = dataclasses.replace(federation)
+    object.__setattr__(past_the_check, "class_names", names)
+    workflow = build_work(past_the_check, site)
     assert workflow.evaluate("test").class_names == names
     assert not (tmp_path / "trap").exists()
 

@@ -13,7 +13,7 @@ from kits_files import KITS_AFFINE, write_case
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from flap_nvflare.data.kits import DataError
-from flap_nvflare.data.volume import load_volume, write_mask
+from flap_nvflare.data.volume import load_volume, orientation, write_mask
 
 SHAPE = (2, 3, 4)
 
@@ -35,6 +35,12 @@ def test_a_kits_file_is_taken_as_it_is(tmp_path: Path) -> None:
     assert volume.image.tolist() == image.tolist()
     assert volume.label.tolist() == label.tolist()
     assert tuple(volume.spacing) == (5.0, 2.0, 2.0)
+
+
+def test_the_axes_of_a_file(tmp_path: Path) -> None:
+    image, label = scan()
+    assert orientation(write_case(tmp_path / "kits", image, label)) == "IPL"
+    assert orientation(write_case(tmp_path / "ras", image, label, np.eye(4))) == "RAS"
 
 
 @settings(

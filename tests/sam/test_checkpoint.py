@@ -9,7 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flap_nvflare.sam.backbone import Architecture, StockSam
-from flap_nvflare.sam.checkpoint import CheckpointError, fit_tables, read_checkpoint
+from flap_nvflare.sam.checkpoint import (
+    PACKAGED,
+    CheckpointError,
+    fit_tables,
+    read_checkpoint,
+    recognise_checkpoint,
+)
 
 POS = "image_encoder.pos_embed"
 GLOBAL = "image_encoder.blocks.1.attn.rel_pos_h"
@@ -154,3 +160,11 @@ def test_tables_are_resized(tiny: Architecture, state: dict[str, Tensor]) -> Non
     assert fitted[POS].shape == (1, 2, 2, 16)
     torch.testing.assert_close(fitted[GLOBAL][:, 0], torch.tensor([2 / 3, 3.0, 16 / 3]))
     assert fitted[WINDOW] is state[WINDOW]
+
+
+def test_a_file_tells_whose_weights_it_holds(tiny_file: str, tmp_path: Path) -> None:
+    assert recognise_checkpoint(PACKAGED) == "vit_t"
+    with pytest.raises(CheckpointError, match="no SAM encoder"):  # nor any known one
+        recognise_checkpoint(tiny_file)
+    with pytest.raises(CheckpointError, match="no such file"):
+        recognise_checkpoint(tmp_path / "none.pth")
