@@ -17,12 +17,16 @@ from flap_nvflare.settings import ARCHITECTURES
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
+    from flap_nvflare.site.commands import add_site
+
     parser = argparse.ArgumentParser(prog="flap-nvflare", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_count(commands)
+    _add_doctor(commands)
     _add_phantom(commands)
     _add_rules(commands)
+    add_site(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)
@@ -63,6 +67,38 @@ def _count(parsed: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(row.method, f"{row.parameters:,}", f"{row.bytes:,}", f"{row.reduction:.1f}")
     Console().print(table)
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "doctor", help="check a site's machine, kit, data and connection before the first job"
+    )
+    command.description = (
+        "Checks a site's machine before its first job and says for each failure what to do. "
+        "Nothing is sent but one TLS handshake to the federation's server. Exit code 0 only if "
+        "nothing failed."
+    )
+    command.add_argument(
+        "kit", type=Path, nargs="?", metavar="KIT", help="startup kit; without it the machine alone"
+    )
+    command.add_argument("--data-root", default="", help="folder with the scans, for the file's")
+    command.add_argument("--checkpoint", default="", help="file of SAM's weights, for the file's")
+    command.add_argument("--site", default="", help="name of the site in its table of cases")
+    command.add_argument(
+        "--federation", type=Path, help="federation.yaml of the job to come: classes, sizes"
+    )
+    command.add_argument(
+        "--picture", type=Path, metavar="FILE", help="PNG of three slices; default KIT/flap"
+    )
+    command.add_argument("--timeout", type=float, default=5.0, help="seconds for the server")
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(run=_doctor)
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from flap_nvflare.site.doctor_command import run
+
+    return run(parsed)
 
 
 def _add_phantom(commands: argparse._SubParsersAction) -> None:

@@ -17,9 +17,11 @@ ALLOWED = {
     "aggregation": {"torch", "adapter"},
     "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
     "report": set(),
+    "site": {"torch", "adapter", "data", "sam"},
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
     "flare": {
         "torch", "nvflare", "monai", "sam", "data", "adapter", "training", "aggregation", "bundle",
+        "site",
     },
 }  # fmt: skip
 ROOMS = set(ALLOWED)
@@ -77,6 +79,10 @@ def at_load(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["__init__", "cli", "combinations", "rules_table", "settings"])
 def test_what_reads_settings_loads_fast(name: str) -> None:
     assert not at_load(PACKAGE / f"{name}.py")
+
+
+def test_commands_of_a_site_load_fast() -> None:
+    assert not at_load(PACKAGE / "site" / "commands.py")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
