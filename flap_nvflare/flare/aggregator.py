@@ -21,6 +21,10 @@ from flap_nvflare.aggregation.server import ServerRound
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.job import ServerJob, keep_best, server_job
 from flap_nvflare.flare.reports import read_report
+from flap_nvflare.flare.sizes import size_fault
+
+# Refusals of one site that the line of a round lists: late answers have no bound of their own.
+_MOST_REFUSALS = 16
 
 
 class QuorumError(RuntimeError):
@@ -54,11 +58,13 @@ class FlapAggregator(Aggregator):
         job = server_job(fl_ctx)
         site = str(fl_ctx.get_prop(messages.SENDER))
         round_index = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        count = messages.received_bytes(shareable)
         with self._lock:
-            refusal = self._examine(shareable, site, round_index, job)
-        job.ledger.add(round_index, site, "up", messages.received_bytes(shareable))
+            refusal = self._examine(shareable, site, round_index, job, count)
+        job.ledger.add(round_index, site, "up", count)
         if refusal is not None:
-            job.refused.append(refusal)
+            if sum(one.site == site for one in job.refused) < _MOST_REFUSALS:
+                job.refused.append(refusal)
             self.log_warning(
                 fl_ctx,
                 f"REFUSED update of site {site} in round {round_index}: "
@@ -115,13 +121,22 @@ class FlapAggregator(Aggregator):
             )
 
     def _examine(
-        self, shareable: Shareable, site: str, round_index: int, job: ServerJob
+        self, shareable: Shareable, site: str, round_index: int, job: ServerJob, count: int
     ) -> Refusal | None:
         if self._closed:
             return Refusal(site, round_index, "", "the round is closed: too late an answer")
+        if site in self._counted:
+            return Refusal(site, round_index, "", "a second answer in the same round")
+        if site not in job.taking_part:
+            return Refusal(site, round_index, "", "the site was not drawn for this round")
         fault = shareable.get_header(messages.FAULT)
         if fault is not None:
             return Refusal(site, round_index, "", f"unreadable message: {printable(fault, 200)}")
+        # Before anything of it is looked at: the look itself may cost as much again.
+        expected = job.expected(site, round_index)
+        travels = expected if job.cipher is None else job.cipher.spec(expected)
+        if too_large := size_fault(count, travels, job.federation.optimizer == "scaffold"):
+            return Refusal(site, round_index, "", too_large)
         try:
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
             spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
@@ -129,12 +144,8 @@ class FlapAggregator(Aggregator):
             report = read_report(dxo.meta.get(messages.REPORT, {}), job.federation.class_names)
             tensors, offset, control = parcel(dict(dxo.data))
         except Exception as error:  # what a peer sends may raise anything
-            return Refusal(site, round_index, "", f"unreadable message: {str(error)[:200]}")
-        if site in self._counted:
-            return Refusal(site, round_index, "", "a second answer in the same round")
-        if site not in job.taking_part:
-            return Refusal(site, round_index, "", "the site was not drawn for this round")
-        expected = job.expected(site, round_index)
+            reason = printable(str(error), 200)
+            return Refusal(site, round_index, "", f"unreadable message: {reason}")
         known: dict[str, Any] = {
             "site": site,
             "round_index": sent_round,

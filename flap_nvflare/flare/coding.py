@@ -26,6 +26,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+from flap_nvflare.adapter.container import CodecError
 from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.links import Uplink, arrived
 from flap_nvflare.adapter.parcel import Parcel, parcel
@@ -35,6 +36,7 @@ from flap_nvflare.flare.context import ranked_here, read_federation, read_site, 
 from flap_nvflare.flare.held import HeldAdapter
 from flap_nvflare.flare.job import server_job
 from flap_nvflare.flare.privacy import release
+from flap_nvflare.flare.sizes import size_fault
 from flap_nvflare.settings import Federation, SettingsError, Site
 
 
@@ -81,7 +83,9 @@ class DecodeAdapter(Filter):
         if not _remembers(federation):
             return shareable
         dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
-        round_index = int(dxo.meta[messages.ROUND])
+        round_index = dxo.meta[messages.ROUND]
+        if type(round_index) is not int or not 0 <= round_index < federation.rounds:
+            raise CodecError(f"round {repr(round_index)[:80]} is none of {federation.rounds}")
         held = _held(shareable, federation, fl_ctx)
         message, (tensors, offset, control) = _opened(dxo)
         if message is not None:
@@ -117,6 +121,8 @@ class PrivacyFilter(Filter):
         if not federation.dp_clip:
             return shareable
         dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
+        if "privacy" in dxo.meta.get(messages.REPORT, {}):
+            return shareable  # by the same filter in the site's own policy, which comes first
         tensors, _, control = parcel(dict(dxo.data))
         if control:
             raise ContentBlockedException("control variates would leave without noise")
@@ -183,11 +189,15 @@ class DecodeUpdate(Filter):
         job = server_job(fl_ctx)
         try:
             dxo = messages.read_dxo(shareable, DataKind.WEIGHTS)
-            message, (_, _, control) = _opened(dxo)
+            message, (tensors, offset, control) = _opened(dxo)
             if message is None:
                 return shareable
+            if tensors or offset or not job.federation.upload:
+                raise CodecError("coded bytes that nobody asked for, or tensors beside them")
             claimed = str(fl_ctx.get_peer_context().get_identity_name())
             expected = job.expected(claimed, int(dxo.meta[messages.ROUND]))
+            if fault := size_fault(messages.received_bytes(shareable), expected, bool(control)):
+                raise CodecError(fault)
             start = of_rank(job.downlink.held, expected.rank)
             tensors = arrived(message, job.federation.upload, "up", start, expected.shapes)
             meta = {**dxo.meta, messages.SPEC: _filled(dxo.meta[messages.SPEC], tensors)}

@@ -5,42 +5,51 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
+from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
+from flap_nvflare.data.source import SOURCE_FILE
+from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
-    HARDWARE,
+    SOURCE_VARIABLE,
     Federation,
+    MissingDataError,
     SettingsError,
     Site,
-    switch,
 )
-
-_Number = TypeVar("_Number", int, float)
+from flap_nvflare.site.site_file import SITE_FILE, Limits, SiteFile, read_site_file
 
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 HOME_VARIABLE = "FLAP_HOME"
 RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
-SITE_FILE = "flap_site.yaml"
 
 
 class RefusedMessageError(ValueError):
     """The server's message is not what this site accepts."""
 
 
-def home() -> Path:
-    """Folder for runs, site state and demo scans: FLAP_HOME, or `.flap_nvflare` at home."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".flap_nvflare")
+def home(fl_ctx: FLContext) -> Path:
+    """Folder for runs, site state and demo scans.
+
+    FLAP_HOME; without it `flap` in the startup kit of a provisioned server or site, and in the
+    simulator, whose workspace is wiped at every start, `.flap_nvflare` at home.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named)
+    if simulated(fl_ctx):
+        return Path.home() / ".flap_nvflare"
+    return Path(workspace(fl_ctx).get_root_dir()) / "flap"
 
 
 def read_federation(fl_ctx: FLContext, changes: Mapping[str, Any] | None = None) -> Federation:
@@ -65,26 +74,38 @@ def workspace(fl_ctx: FLContext) -> Workspace:
 
 
 def simulated(fl_ctx: FLContext) -> bool:
-    """Whether FLARE's simulator runs this process; a provisioned site never is."""
-    return bool(fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False))
+    """Whether FLARE's simulator runs this process; a provisioned server or site never is."""
+    # FLARE marks only the sites' contexts; the server's engine tells the same.
+    marked = fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False)
+    return bool(marked) or isinstance(fl_ctx.get_engine(), SimulatorServerEngine)
 
 
-def run_folder(job: str) -> tuple[Path, bool]:
+def run_folder(
+    fl_ctx: FLContext, job: str, wanted: str, broken_off: Callable[[Path], bool]
+) -> tuple[Path, bool]:
     """The run's durable folder, and whether an interrupted run goes on in it.
 
-    FLAP_RESUME=last takes the job's newest run; any other value names one; without it a
-    new folder named by the time is made.
+    Args:
+        fl_ctx: FLARE's context.
+        job: name of the job.
+        wanted: `auto` goes on with the job's newest run at a provisioned server if it was broken
+            off, `last` with the newest run, any other value with the run of that name; `new`
+            makes a folder named by the time. FLAP_RESUME, where it is set, comes before it.
+        broken_off: whether a run's folder holds what this job can go on with.
 
     Raises:
-        SettingsError: if the run to go on with does not exist.
+        SettingsError: if the job's name is no plain word, or the run to go on with does not exist.
     """
-    runs = home() / "runs" / job
-    wanted = os.environ.get(RESUME_VARIABLE, "")
-    if not wanted:
+    runs = home(fl_ctx) / "runs" / plain_name(job)
+    wanted = os.environ.get(RESUME_VARIABLE) or wanted
+    found = sorted(path for path in runs.glob("*") if (path / "run.json").is_file())
+    if wanted == "auto":
+        goes_on = bool(found) and not simulated(fl_ctx) and broken_off(found[-1])
+        wanted = "last" if goes_on else "new"
+    if wanted == "new":
         folder = runs / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=False)
         return folder, False
-    found = sorted(path for path in runs.glob("*") if (path / "run.json").is_file())
     if wanted != "last":
         found = [path for path in found if path.name == wanted]
     if not found:
@@ -97,36 +118,62 @@ def run_folder(job: str) -> tuple[Path, bool]:
 def read_site(fl_ctx: FLContext) -> Site:
     """This site's disk, from its own `local/flap_site.yaml`, else from the environment.
 
-    Only in the simulator, and only without both, the demo's synthetic scans are made.
+    Only in the simulator, or where the file says `allow_synthetic: true`, and only without both,
+    the demo's synthetic scans are made.
 
     Raises:
-        SettingsError: at a real site without data.
+        SettingsError: at a real site without data, or if the file holds a bad value.
     """
     name = fl_ctx.get_identity_name()
-    path = Path(workspace(fl_ctx).get_site_config_dir()) / SITE_FILE
-    values = _read_site_file(path) if path.is_file() else {}
-    data_root = values.get("data_root") or os.environ.get(DATA_VARIABLE, "")
-    synthetic = not data_root and simulated(fl_ctx)
+    path = site_file(fl_ctx)
+    ours = read_site_file(path) if path.is_file() else SiteFile()
+    data_root = str(ours.data_root or os.environ.get(DATA_VARIABLE, ""))
+    synthetic = not data_root and (simulated(fl_ctx) or ours.allow_synthetic)
     if synthetic:
-        data_root = _demo_scans(name)
+        data_root = _demo_scans(name, home(fl_ctx))
     if not data_root:
-        raise SettingsError(
+        raise MissingDataError(
             f"site {name} has no data: write 'data_root: FOLDER' into {path}, or set "
             f"{DATA_VARIABLE}"
         )
     return Site(
-        name=str(values.get("site") or name),
+        name=ours.site or name,
         data_root=Path(data_root),
-        checkpoint=str(values.get("checkpoint") or os.environ.get(CHECKPOINT_VARIABLE, "")),
-        checkpoint_sha256=str(values.get("checkpoint_sha256") or ""),
-        device=str(values.get("device") or "auto"),
-        state_dir=Path(values.get("state_dir") or home() / "state"),
+        checkpoint=ours.checkpoint or os.environ.get(CHECKPOINT_VARIABLE, ""),
+        checkpoint_sha256=ours.checkpoint_sha256,
+        state_dir=ours.state_dir or home(fl_ctx) / "state",
         synthetic=synthetic,
-        **{name: switch(values[name]) for name in HARDWARE if name in values},
-        processes=values.get("processes", 1),
-        cache_gb=_number(path, values, "cache_gb", Site.cache_gb),
-        workers=_number(path, values, "workers", Site.workers),
+        data_source=None if synthetic else _data_source(fl_ctx),
+        **ours.hardware(),
     )
+
+
+def read_limits(fl_ctx: FLContext) -> Limits | None:
+    """What a job may ask of this site: as its own file says, without one the plain limits.
+
+    None in the simulator without such a file: there the job and the site are one person's.
+
+    Raises:
+        SettingsError: if the file holds a bad value.
+    """
+    path = site_file(fl_ctx)
+    if path.is_file():
+        return read_site_file(path).limits
+    return None if simulated(fl_ctx) else Limits()
+
+
+def site_file(fl_ctx: FLContext) -> Path:
+    """Where the site's own file lies, or would."""
+    return Path(workspace(fl_ctx).get_site_config_dir()) / SITE_FILE
+
+
+def _data_source(fl_ctx: FLContext) -> Path | None:
+    """The site's own file of code, from its kit; in the simulator from the environment as well."""
+    ours = site_file(fl_ctx).parent / "custom" / SOURCE_FILE
+    if ours.is_file():
+        return ours
+    named = os.environ.get(SOURCE_VARIABLE, "") if simulated(fl_ctx) else ""
+    return Path(named) if named else None
 
 
 def ranked_here(federation: Federation, site: Site, fl_ctx: FLContext) -> Federation:
@@ -162,26 +209,7 @@ def state_folder(site: Site, run: str) -> Path:
     return folder
 
 
-def _read_site_file(path: Path) -> dict[str, Any]:
-    allowed = {
-        "data_root", "checkpoint", "checkpoint_sha256", "device", "state_dir", "site", "processes",
-        "cache_gb", "workers", *HARDWARE,
-    }  # fmt: skip
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    unknown = set(values) - allowed if isinstance(values, dict) else {str(values)}
-    if unknown:
-        raise SettingsError(f"{path}: {sorted(unknown)} not known; expected {sorted(allowed)}")
-    return values
-
-
-def _number(path: Path, values: Mapping[str, Any], name: str, default: _Number) -> _Number:
-    try:
-        return type(default)(values.get(name, default))
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{path}: {name} is {values[name]!r}; give a number") from error
-
-
-def _demo_scans(site: str) -> str:
+def _demo_scans(site: str, folder: Path) -> str:
     from flap_nvflare.data.phantom import PHANTOM_SITES, write_phantom
 
     if site not in PHANTOM_SITES:
@@ -189,4 +217,4 @@ def _demo_scans(site: str) -> str:
             f"site {site} is none of the demo's {tuple(PHANTOM_SITES)}; name one of these, or set "
             f"{DATA_VARIABLE} to real scans"
         )
-    return str(write_phantom(home() / "demo_kits", seed=0, sites=[site]))
+    return str(write_phantom(folder / "demo_kits", seed=0, sites=[site]))

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.client import Client
-from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
 from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.bcast_manager import _KEY_MIN_RESPS
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
+from flap_nvflare.adapter.guard import Refusal, printable
 from flap_nvflare.adapter.update import content_sha256
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import QuorumError
+from flap_nvflare.flare.context import workspace
 from flap_nvflare.flare.finish import models_to_score, write_results
 from flap_nvflare.flare.job import ServerJob, open_job
 from flap_nvflare.flare.reports import read_scores
+
+RESULTS = "flap"  # folder in the job's own folder, which the administrator downloads
 
 
 class FlapController(ScatterAndGather):
@@ -27,9 +34,15 @@ class FlapController(ScatterAndGather):
 
     The settings come from the job's `federation.yaml`; `FLAP_RESUME` goes on with a run.
 
+    A round ends when all its sites have answered, or `straggler_wait` after the quorum has, or
+    when those that are missing are gone; it fails, with the sites' names and reasons, as soon as
+    the quorum is out of reach, and at the latest after `train_timeout`.
+
     Args:
         federation: settings in place of `federation.yaml`, as `Federation.to_dict` gives them.
         run_name: name of the folder of this federation's runs.
+        resume: `auto` goes on with the last run at a provisioned server if it was broken off and
+            has these settings; `last`, `new`, or a run's name. FLAP_RESUME comes before it.
         aggregator_id: component id of the aggregator.
         persistor_id: component id of the persistor.
         shareable_generator_id: component id of the shareable generator.
@@ -39,6 +52,7 @@ class FlapController(ScatterAndGather):
         self,
         federation: dict[str, Any] | None = None,
         run_name: str = "fed_kits",
+        resume: str = "auto",
         aggregator_id: str = "aggregator",
         persistor_id: str = "persistor",
         shareable_generator_id: str = "shareable_generator",
@@ -48,9 +62,11 @@ class FlapController(ScatterAndGather):
             persistor_id=persistor_id,
             shareable_generator_id=shareable_generator_id,
             task_check_period=0.1,
+            ignore_result_error=True,  # what a bad answer means is decided here
         )
         self.federation = federation
         self.run_name = run_name
+        self.resume = resume
         self._job: ServerJob | None = None
         self._bytes_down = 0
         self._models: tuple[str, ...] = ()
@@ -67,7 +83,7 @@ class FlapController(ScatterAndGather):
         """Opens the job; a bad setting stops it with its message."""
         try:
             sites = sorted(client.name for client in self._engine.get_clients())
-            job = open_job(fl_ctx, self.run_name, self.federation, sites)
+            job = open_job(fl_ctx, self.run_name, self.federation, sites, self.resume)
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
             return
@@ -109,20 +125,57 @@ class FlapController(ScatterAndGather):
         super().handle_event(event_type, fl_ctx)
         if event_type == AppEventType.ROUND_STARTED:
             self.job.begin_round(self._current_round)
+        elif event_type == EventType.END_RUN and self._job is not None:
+            run_dir = Path(workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+            self.job.folder.publish(run_dir / RESULTS)
 
     def broadcast_and_wait(self, task: Task, *arguments: Any, **options: Any) -> None:
         """FLARE's, a round's training to the sites that were drawn for it."""
         if task.name == messages.TRAIN:
             options["targets"] = list(self.job.taking_part)
+        self._task = task
         super().broadcast_and_wait(task, *arguments, **options)
+        gone = self.job.missing() if task.name == messages.TRAIN else []
+        if gone and task.completion_status != TaskCompletionStatus.ABORTED:
+            with self._engine.new_context() as fl_ctx:
+                self.log_error(
+                    fl_ctx, f"round {self._current_round}: no answer from {', '.join(gone)}"
+                )
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
     ) -> bool:
         # The peer's own context holds whatever name the peer wrote there; this one is verified.
         fl_ctx.set_prop(messages.SENDER, client_name, private=True, sticky=False)
+        code = result.get_return_code()
+        if code and code != ReturnCode.OK:
+            self._note_failure(client_name, result, fl_ctx)
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+        if not accepted and not is_unknown_task:
+            self._check_reach(fl_ctx)
         return accepted
+
+    def _note_failure(self, site: str, result: Shareable, fl_ctx: FLContext) -> None:
+        """A site's error reply: one line for the administrator, and one in the round's books."""
+        why = messages.reason_of(result)
+        self.job.refused.append(Refusal(site, self._current_round, "", why))
+        self.log_error(fl_ctx, f"round {self._current_round}: site {site} {why}")
+
+    def _check_reach(self, fl_ctx: FLContext) -> None:
+        """After an answer that does not count: one more is needed, and may be out of reach."""
+        failed = {refusal.site: refusal for refusal in self.job.refused}
+        for site in self.job.reports:  # a second answer that was refused takes nothing back
+            failed.pop(site, None)
+        drawn = len(self.job.taking_part)
+        if drawn - len(failed) < self.job.quorum:
+            reasons = "; ".join(f"site {one.site} {one.reason}" for one in failed.values())
+            self.system_panic(
+                f"round {self._current_round}: {self.job.quorum} of {drawn} updates must count "
+                f"(setting min_sites), and {drawn - len(failed)} are left: {reasons}",
+                fl_ctx,
+            )
+        # FLARE counts answers of any kind; the quorum is of good ones.
+        self._task.props[_KEY_MIN_RESPS] = min(drawn, self.job.quorum + len(failed))
 
     def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         super()._prepare_train_task_data(client_task, fl_ctx)
@@ -191,7 +244,8 @@ class FlapController(ScatterAndGather):
         self.job.ledger.add(self.job.federation.rounds, site, "up", count)
         code = result.get_return_code()
         if code != ReturnCode.OK:
-            self.log_error(fl_ctx, f"site {site} could not score the models: {code}")
+            why = messages.reason_of(result)
+            self.log_error(fl_ctx, f"cross-site evaluation: site {site} {why}")
             return
         try:
             data = messages.read_dxo(result, DataKind.METRICS).data
@@ -199,7 +253,7 @@ class FlapController(ScatterAndGather):
                 data, site, self._models, self.job.federation.class_names
             )
         except Exception as error:  # whatever a site sends must not end the others' answers
-            self.log_error(fl_ctx, f"REFUSED scores of site {site}: {error}")
+            self.log_error(fl_ctx, f"REFUSED scores of site {site}: {printable(str(error), 200)}")
 
     def _note_missing(self, client: Client, fl_ctx: FLContext) -> None:
         if client.name not in self._scores:

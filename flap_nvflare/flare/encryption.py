@@ -27,7 +27,6 @@ from nvflare.apis.filter import ContentBlockedException, Filter
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
 from flap_nvflare.adapter.cipher import SEALED, Cipher, CipherError, make_keys
 from flap_nvflare.adapter.update import UpdateSpec, write_atomic
@@ -150,9 +149,8 @@ def _load(fl_ctx: FLContext, name: str) -> Cipher:
     Raises:
         CipherError: if there is none, or tenseal is not installed.
     """
-    # FLARE marks only the sites' contexts as simulated; the server's engine tells the same.
-    if simulated(fl_ctx) or isinstance(fl_ctx.get_engine(), SimulatorServerEngine):
-        return Cipher(_simulated_key(name))
+    if simulated(fl_ctx):
+        return Cipher(_simulated_key(name, fl_ctx))
     try:
         from nvflare.app_opt.he.homomorphic_encrypt import load_tenseal_context_from_workspace
     except ImportError as error:
@@ -169,9 +167,9 @@ def _load(fl_ctx: FLContext, name: str) -> Cipher:
         ) from error
 
 
-def _simulated_key(name: str) -> bytes:
+def _simulated_key(name: str, fl_ctx: FLContext) -> bytes:
     """The simulator's contexts, made once for all its processes."""
-    folder = home() / "simulated_keys"
+    folder = home(fl_ctx) / "simulated_keys"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(folder / "lock"):
         if not (folder / SERVER_CONTEXT).is_file():

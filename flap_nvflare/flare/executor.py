@@ -17,9 +17,19 @@ from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.guard import check_update
 from flap_nvflare.adapter.parcel import Parcel, parcel
 from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.combinations import check
 from flap_nvflare.flare import messages
-from flap_nvflare.flare.context import RefusedMessageError, ranked_here, read_site, state_folder
+from flap_nvflare.flare.context import (
+    RefusedMessageError,
+    ranked_here,
+    read_limits,
+    read_site,
+    simulated,
+    state_folder,
+)
+from flap_nvflare.flare.error_log import keep_error_log_bare
 from flap_nvflare.settings import Federation
+from flap_nvflare.site.reasons import of_exception, sentence
 
 if TYPE_CHECKING:
     from flap_nvflare.training.site_round import Progress, Run, SiteRound
@@ -36,6 +46,7 @@ class FlapExecutor(Executor):
 
     def __init__(self) -> None:
         super().__init__()
+        keep_error_log_bare()
         self._site_round: SiteRound | None = None
         self._open_for: tuple[Federation, str] | None = None
 
@@ -57,15 +68,16 @@ class FlapExecutor(Executor):
                 return make_reply(ReturnCode.TASK_ABORTED)
             # The error's text may name a case: it goes to the site's own log, at a level that
             # FLARE does not upload.
-            what = f"{type(error).__name__}: {error}"
+            what, reason = f"{type(error).__name__}: {error}", of_exception(error)
             self.log_warning(fl_ctx, f"task {task_name} failed: {what}", fire_event=False)
-            self.log_error(fl_ctx, f"task {task_name} failed with {type(error).__name__}")
+            said = sentence(fl_ctx.get_identity_name(), reason.to_dict())
+            self.log_error(fl_ctx, f"task {task_name} failed with {type(error).__name__}: {said}")
             code = (
                 ReturnCode.BAD_TASK_DATA
                 if isinstance(error, RefusedMessageError)
                 else ReturnCode.EXECUTION_EXCEPTION
             )
-            return make_reply(code)
+            return messages.error_reply(code, reason)
 
     def _train(
         self, shareable: Shareable, fl_ctx: FLContext, should_stop: Callable[[], bool]
@@ -75,6 +87,8 @@ class FlapExecutor(Executor):
         round_index = int(dxo.meta[messages.ROUND])
         site_round = self._open(shareable, fl_ctx)
         work = site_round.work
+        if not 0 <= round_index < work.federation.rounds:
+            raise RefusedMessageError(f"round {round_index} is none of {work.federation.rounds}")
         self._receive(site_round, dxo, shareable)
         clock.lap("open")
         score: dict[str, Any] = {}
@@ -82,7 +96,7 @@ class FlapExecutor(Executor):
             score = site_round.evaluate("validation", should_stop).to_dict()
         clock.lap("evaluate")
         report = site_round.train(
-            round_index, should_stop, self._progress(work, fl_ctx), _run(site_round)
+            round_index, should_stop, self._progress(work, fl_ctx), _run(site_round, fl_ctx)
         )
         clock.lap("read", beside=("steps", report.seconds))
         data = Parcel(site_round.update(), {}, site_round.control_change()).flat()
@@ -142,14 +156,22 @@ class FlapExecutor(Executor):
         from flap_nvflare.training.site_round import SiteRound
 
         federation = Federation.from_dict(shareable.get_header(messages.FEDERATION) or {})
+        check(federation)
         run = str(shareable.get_header(messages.RUN) or "")
         if self._open_for != (federation, run):
+            limits = read_limits(fl_ctx)
+            if limits is not None:
+                limits.check(federation)  # before anything is built
             site = read_site(fl_ctx)
             if site.synthetic:
                 self.log_info(
                     fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
                 )
             work = build_work(ranked_here(federation, site, fl_ctx), site)
+            if limits is not None:
+                limits.check_cases(len(work.cases.train))
+                with_control = 2 if federation.optimizer == "scaffold" else 1
+                limits.check_update(with_control * work.spec().bytes)
             self._site_round = SiteRound(work, state_folder(site, run))
             self._open_for = (federation, run)
             self._check_fixed(self._site_round, shareable)
@@ -168,11 +190,14 @@ class FlapExecutor(Executor):
 
     def _receive(self, site_round: SiteRound, dxo: DXO, shareable: Shareable) -> None:
         """Checks the server's adapter against this site's own network, then takes it up."""
+        self._check_fixed(site_round, shareable)
         sent_round, work = dxo.meta.get(messages.ROUND), site_round.work
         tensors, offset, control = parcel(dict(dxo.data))
         expected = work.spec_down()
         spec = UpdateSpec.from_dict(dxo.meta[messages.SPEC])
-        if spec.rank <= expected.rank:  # another site's adapter, of its own rank
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        ranked = expected.part(expected.shapes, min(max(1, spec.rank), expected.rank))
+        if sent_round == work.federation.rounds and shapes == ranked.shapes:  # another site's own
             tensors = of_rank(tensors, expected.rank)
             spec = spec.part(spec.shapes, expected.rank)
         refusal = check_update(
@@ -226,9 +251,11 @@ class Stopwatch:
         self._last = now
 
 
-def _run(site_round: SiteRound) -> Run | None:
+def _run(site_round: SiteRound, fl_ctx: FLContext) -> Run | None:
     """Trains the round in as many processes as the site says; None for this one alone."""
-    if site_round.work.site.processes == 1:
+    site = site_round.work.site
+    own = not simulated(fl_ctx) if site.own_process == "auto" else site.own_process == "on"
+    if site.processes == 1 and not own:
         return None
     from flap_nvflare.flare.processes import train_in_processes
 

@@ -2,7 +2,8 @@
 
 A gate, not a sieve: a message whose body holds anything else is blocked whole, and what the
 filter does not understand is blocked as well. It works on names alone, so it needs no model and
-no message can talk it into another list. Headers are FLARE's own and not looked at.
+no message can talk it into another list. Headers are FLARE's own and not looked at here:
+`last_gate` has the last word on a whole reply.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_federation
 from flap_nvflare.sam.tuning import travels
 
-_DXO_KEYS = {"DXO"}
-_ENVELOPE = {ReservedHeaderKey.HEADERS, ReservedKey.TASK_NAME}
+DXO_KEYS = {"DXO"}
+ENVELOPE = {ReservedHeaderKey.HEADERS, ReservedKey.TASK_NAME}
 
 
 class AdapterOnlyFilter(Filter):
@@ -49,52 +50,67 @@ class AdapterOnlyFilter(Filter):
             ContentBlockedException: naming the first thing that may not pass.
         """
         if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
-            return _bare_error(shareable)
+            return bare_error(shareable)
         method = self.method or read_federation(fl_ctx).method
-        extra = set(shareable) - _ENVELOPE - _DXO_KEYS
+        extra = set(shareable) - ENVELOPE - DXO_KEYS
         if extra:
             raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
-        if _DXO_KEYS & set(shareable):
-            _check_dxo(_read(shareable), method, self.offset)
+        if DXO_KEYS & set(shareable):
+            check_dxo(read_body(shareable), method, self.offset)
         return shareable
 
 
-def _read(shareable: Shareable) -> DXO:
+def read_body(shareable: Shareable) -> DXO:
+    """The message's DXO.
+
+    Raises:
+        ContentBlockedException: if there is none that can be read.
+    """
     try:
         return from_shareable(shareable)
     except Exception as error:  # FLARE raises several types for what a peer may send
         raise ContentBlockedException(f"a DXO that can't be read: {error}") from error
 
 
-def _bare_error(shareable: Shareable) -> Shareable:
+def bare_error(shareable: Shareable) -> Shareable:
     """An error reply keeps its headers and loses any data."""
-    for key in set(shareable) - _ENVELOPE:
+    for key in set(shareable) - ENVELOPE:
         shareable.pop(key)
     return shareable
 
 
-def _check_dxo(dxo: DXO, method: str, offset: bool) -> None:
+def check_dxo(dxo: DXO, method: str, offset: bool = False) -> None:
+    """Whether the names, kinds and types of a message's body may travel under `method`.
+
+    Raises:
+        ContentBlockedException: naming the first that may not.
+    """
     if dxo.data_kind == DataKind.COLLECTION:
         for part in dict(dxo.data).values():
             if not isinstance(part, DXO):
                 raise ContentBlockedException("a collection may hold only DXOs")
-            _check_dxo(part, method, offset)
+            check_dxo(part, method, offset)
     elif dxo.data_kind == DataKind.WEIGHTS:
         data = dict(dxo.data)
         if messages.CODED in data:
-            _check_coded(data.pop(messages.CODED), method)
+            check_coded(data.pop(messages.CODED), method)
         for name, tensor in data.items():
-            _check_name(name, method, offset)
+            check_name(name, method, offset)
             if not isinstance(tensor, torch.Tensor):
                 raise ContentBlockedException(f"{name!r} is {type(tensor).__name__}, no tensor")
     elif dxo.data_kind == DataKind.METRICS:
-        _check_plain(dxo.data, "metrics")
+        check_plain(dxo.data, "metrics")
     else:
         raise ContentBlockedException(f"a DXO of kind {dxo.data_kind!r} may not travel")
-    _check_plain(dxo.meta, "meta")
+    check_plain(dxo.meta, "meta")
 
 
-def _check_name(name: object, method: str, offset: bool) -> None:
+def check_name(name: object, method: str, offset: bool = False) -> None:
+    """Whether a tensor of that name may travel; a control variate by its tensor's name.
+
+    Raises:
+        ContentBlockedException: if not.
+    """
     plain = name.removeprefix(CONTROL) if isinstance(name, str) else ""
     if not travels(method, plain, offset):
         raise ContentBlockedException(
@@ -102,8 +118,12 @@ def _check_name(name: object, method: str, offset: bool) -> None:
         )
 
 
-def _check_coded(message: object, method: str) -> None:
-    """Coded bytes list the names that they hold; a receiver reads no others."""
+def check_coded(message: object, method: str) -> None:
+    """Coded bytes list the names that they hold; a receiver reads no others.
+
+    Raises:
+        ContentBlockedException: if a name may not travel, or the bytes can't be read.
+    """
     if not isinstance(message, bytes):
         raise ContentBlockedException(f"coded bytes are {type(message).__name__}")
     try:
@@ -111,16 +131,20 @@ def _check_coded(message: object, method: str) -> None:
     except CodecError as error:
         raise ContentBlockedException(f"coded bytes that can't be read: {error}") from error
     for name in found:
-        _check_name(name, method, offset=False)
+        check_name(name, method, offset=False)
 
 
-def _check_plain(value: Any, place: str) -> None:
-    """Only numbers, strings and containers of them: nothing that could carry tensors."""
+def check_plain(value: Any, place: str) -> None:
+    """Only numbers, strings and containers of them: nothing that could carry tensors.
+
+    Raises:
+        ContentBlockedException: naming the type of what is none.
+    """
     if isinstance(value, Mapping):
         for key, part in value.items():
-            _check_plain(part, f"{place}.{key}")
+            check_plain(part, f"{place}.{key}")
     elif isinstance(value, (list, tuple)):
         for part in value:
-            _check_plain(part, place)
+            check_plain(part, place)
     elif not (value is None or isinstance(value, (bool, int, float, str))):
         raise ContentBlockedException(f"{place} holds {type(value).__name__}, no plain value")

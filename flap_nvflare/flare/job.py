@@ -114,6 +114,11 @@ class ServerJob:
         """The state as the sites hold it in this round."""
         return dataclasses.replace(self.state, tensors=self.downlink.held or self.state.tensors)
 
+    def missing(self) -> list[str]:
+        """Sites of the round from which no answer came, neither a good nor a bad one."""
+        answered = {*self.reports, *(refusal.site for refusal in self.refused)}
+        return sorted(set(self.taking_part) - answered)
+
     def save_site(self, site: str, tensors: Mapping[str, torch.Tensor], round_index: int) -> None:
         """Writes a site's own adapter of the round: what it sent, the rest as it held it."""
         rank = self.federation.rank_of(site)
@@ -198,6 +203,7 @@ class ServerJob:
             "taking_part": list(self.taking_part),
             "sites": sites,
             # Of all sites, those with them whose update did not count.
+            "missing": self.missing(),
             "bytes": {
                 site: {way: count(round_index, site, way) for way in DIRECTIONS}
                 for site in self.ledger.sites(round_index)
@@ -215,9 +221,20 @@ class ServerJob:
 
 
 def open_job(
-    fl_ctx: FLContext, name: str, changes: Mapping[str, Any] | None, sites: Sequence[str]
+    fl_ctx: FLContext,
+    name: str,
+    changes: Mapping[str, Any] | None,
+    sites: Sequence[str],
+    resume: str = "auto",
 ) -> ServerJob:
     """Reads the settings, builds the first adapter or loads the last, and shares the job.
+
+    Args:
+        fl_ctx: FLARE's context.
+        name: name of the job, the folder of its runs.
+        changes: settings in place of the job's `federation.yaml`; None reads the file.
+        sites: names of the sites that take part.
+        resume: which run goes on, as `context.run_folder` takes it.
 
     Raises:
         SettingsError: if a setting is bad, or two of them make no sense together.
@@ -229,8 +246,9 @@ def open_job(
     job.quorum = quorum_of(federation, len(sites))
     for site in sorted(set(federation.site_ranks) - set(sites)):
         raise SettingsError(f"setting site_ranks: {site!r} is no site of this run; it has {sites}")
-    path, resumed = run_folder(name)
+    path, resumed = run_folder(fl_ctx, name, resume, lambda folder: _broken_off(folder, federation))
     job.folder = RunFolder(path)
+    job.folder.hold()
     if resumed:
         _go_on(job)
     fl_ctx.set_prop(_JOB, job, private=True, sticky=True)
@@ -381,14 +399,39 @@ def _go_on(job: ServerJob) -> None:
 
 
 def _check_same_settings(job: ServerJob) -> None:
-    made_with = json.loads((job.folder.path / "run.json").read_text(encoding="utf-8"))["federation"]
-    ours = job.federation.to_dict()
-    for name in sorted(ours.keys() - _MAY_CHANGE):
-        if name in made_with and made_with[name] != ours[name]:
-            raise SettingsError(
-                f"setting {name}: {ours[name]!r}, but {job.folder.path} was made with "
-                f"{made_with[name]!r}; restore it or start a new run"
-            )
+    made_with = _description(job.folder.path)["federation"]
+    for name in _differences(job.federation, made_with):
+        raise SettingsError(
+            f"setting {name}: {getattr(job.federation, name)!r}, but {job.folder.path} was made "
+            f"with {made_with[name]!r}; restore it or start a new run"
+        )
+
+
+def _differences(federation: Federation, made_with: Mapping[str, Any]) -> list[str]:
+    """Settings in which a run differs from its continuation and may not."""
+    ours = federation.to_dict()
+    return [
+        name
+        for name in sorted(ours.keys() - _MAY_CHANGE)
+        if name in made_with and made_with[name] != ours[name]
+    ]
+
+
+def _broken_off(folder: Path, federation: Federation) -> bool:
+    """Whether the run has finished a round, not its last, and has these settings."""
+    try:
+        known = _description(folder)
+        return (
+            known["finished"] is False
+            and not _differences(federation, known["federation"])
+            and RunFolder(folder).adapter_path(LAST).is_file()
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # it was cut off before it was written
+        return False
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
 
 
 _STATE_PARTS = ("control/", "memory/", "held/")

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
-from nvflare.apis.shareable import ReservedHeaderKey, Shareable
-from nvflare.fuel.utils import fobs
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
+from flap_nvflare.adapter.guard import printable
 from flap_nvflare.adapter.update import UpdateSpec
+from flap_nvflare.flare.sizes import serialised_bytes as serialised_bytes
 from flap_nvflare.settings import Federation
+from flap_nvflare.site.reasons import SiteError, predicate
 
 TRAIN = "train"
 VALIDATE = "validate"
@@ -33,6 +35,7 @@ ROUND = "flap_round"  # DXO meta: round index, from 0
 WEIGHT = "flap_weight"  # DXO meta: the site's weight in the aggregate
 RECEIVER = "flap_receiver"  # context: the site that FLARE verified and that gets a task
 SENDER = "flap_sender"  # context: the site that FLARE verified as the sender of an answer
+REASON = "flap_reason"  # header of an error reply: why, as `SiteError.to_dict` gives it
 REPORT = "flap_report"  # DXO meta: plain dict of a site's figures for the round
 
 
@@ -108,12 +111,22 @@ def take_off(reply: Shareable) -> None:
         headers.pop(name, None)
 
 
+def error_reply(code: str, error: SiteError) -> Shareable:
+    """A reply without data that says why in a code and numbers."""
+    reply = make_reply(code)
+    reply.set_header(REASON, error.to_dict())
+    return reply
+
+
+def reason_of(reply: Shareable) -> str:
+    """What an error reply says of its site, in the server's own words: "ran out of memory"."""
+    value = reply.get_header(REASON)
+    if value is None:  # an error of FLARE itself or of a filter
+        return f"failed ({printable(str(reply.get_return_code()))})"
+    return predicate(value)
+
+
 def received_bytes(shareable: Shareable) -> int:
     """Bytes of a message as it came, before any filter of the receiver changed it."""
     known = shareable.get_header(RECEIVED)
     return known if type(known) is int and known >= 0 else serialised_bytes(shareable)
-
-
-def serialised_bytes(shareable: Shareable) -> int:
-    """Bytes of the message as FLARE serialises it for the wire."""
-    return len(fobs.dumps(shareable))

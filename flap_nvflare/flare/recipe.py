@@ -37,6 +37,7 @@ from flap_nvflare.flare.controller import FlapController
 from flap_nvflare.flare.encryption import DecryptAdapter, EncryptUpdate
 from flap_nvflare.flare.executor import FlapExecutor
 from flap_nvflare.flare.filters import AdapterOnlyFilter
+from flap_nvflare.flare.names import plain_name
 from flap_nvflare.flare.persistor import FlapPersistor
 from flap_nvflare.settings import Federation
 
@@ -58,7 +59,7 @@ class FlapRecipe(Recipe):
     def __init__(self, name: str = "fed_kits", profile: str = "auto", **changes: Any) -> None:
         self.federation = Federation.of_profile(profile, changes)
         check(self.federation)
-        job = FedJob(name=name, min_clients=max(1, self.federation.min_sites))
+        job = FedJob(name=plain_name(name), min_clients=max(1, self.federation.min_sites))
         # The sites run the package that is installed there: no code travels with the job.
         job.set_app_packages([PACKAGE])
         job.to_server(

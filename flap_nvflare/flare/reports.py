@@ -11,13 +11,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from flap_nvflare.adapter.privacy import UNIT
 from flap_nvflare.flare.privacy import read_statement
 from flap_nvflare.training.scores import SiteScore
 
 _NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
+_FIELDS = {*_NUMBERS, "synthetic", "privacy", "timings", "dice"}
 # What a site's seconds are spent on: building and loading the network, scoring what came, reading
 # the scans, optimiser steps, writing its state.
 TIMINGS = ("open", "evaluate", "read", "steps", "save")
+# Cases that a site may score: what it says of each is kept.
+_MOST_CASES = 10_000
 
 
 def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -49,6 +53,21 @@ def read_report(value: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"dice: of other classes than {class_names}")
     report["dice"] = {name: _share(figure) for name, figure in dice.items()}
     return report
+
+
+def check_report_fields(value: Any) -> None:
+    """Whether a report has no field, and no text, that the server would not read.
+
+    For the site's own gate, before it leaves.
+
+    Raises:
+        ValueError: naming what is too much.
+    """
+    if type(value) is not dict or not set(value) <= _FIELDS:
+        raise ValueError(f"a report has no other fields than {sorted(_FIELDS)}")
+    privacy = value.get("privacy", {})
+    if type(privacy) is not dict or privacy.get("unit", UNIT) != UNIT:
+        raise ValueError("privacy: another unit than the data of one site")
 
 
 def read_scores(
@@ -88,6 +107,8 @@ def _own(score: SiteScore, site: str, split: str) -> SiteScore:
 def _check(score: SiteScore, class_names: tuple[str, ...]) -> None:
     if score.class_names != class_names or not math.isfinite(score.seconds):
         raise ValueError(f"scores of other classes than {class_names}")
+    if len(score.cases) > _MOST_CASES:
+        raise ValueError(f"scores of {len(score.cases)} cases, at most {_MOST_CASES}")
     for case in score.cases:
         for figures in (case.dice, case.dice_paper):
             if len(figures) != len(class_names):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B
 from flap_nvflare.adapter.parcel import OFFSET_A, OFFSET_B
@@ -26,6 +29,8 @@ LAST, BEST = "adapter_last", "adapter_best"
 Tensors = dict[str, torch.Tensor]
 # Parts of an adapter that some rules leave as they are: drawn factors, and a change of the base.
 FROZEN_SUFFIXES = (LORA_A, LORA_B, OFFSET_A, OFFSET_B)
+# A plain name, of a site below its folder.
+_ADAPTER = re.compile(r"(sites/)?\w[\w .@+()-]{0,199}")
 _STATE_FORMAT = "flap_nvflare.server.1"
 
 
@@ -49,11 +54,35 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FileLock | None = None
+
+    def hold(self, seconds: float = 60.0) -> None:
+        """Keeps every other process from writing here until this one ends, however it ends.
+
+        Raises:
+            TimeoutError: if another has it, for so many seconds.
+        """
+        self._lock = FileLock(self.path / ".lock", is_singleton=True, thread_local=False)
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout as error:
+            raise TimeoutError(
+                f"{self.path}: another process writes into this run; wait for its job to end, or "
+                "abort it"
+            ) from error
+
+    def publish(self, folder: Path) -> None:
+        """Copies the run's artifacts to `folder`, from where the administrator downloads them."""
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path)
+            if path.is_file() and not path.name.startswith((".", "server_")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
 
     def adapter_path(self, name: str) -> Path:
         """File of the adapter `name`: `adapter_last`, `adapter_best` or `sites/<site>`."""
-        if ".." in Path(name).parts:
-            raise ValueError(f"adapter {name!r} would lie outside {self.path}")
+        if not _ADAPTER.fullmatch(name):
+            raise ValueError(f"adapter {name[:200]!r} would lie outside {self.path}")
         return self.path / f"{name}.safetensors"
 
     def save(

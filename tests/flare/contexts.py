@@ -23,7 +23,9 @@ class SiteContext(FLContext):
         self.local = local
         self.config = folder / "config"
         workspace = SimpleNamespace(
-            get_site_config_dir=lambda: str(local), get_app_config_dir=lambda job: str(self.config)
+            get_site_config_dir=lambda: str(local),
+            get_app_config_dir=lambda job: str(self.config),
+            get_root_dir=lambda: str(folder),
         )
         engine = SimpleNamespace(
             get_workspace=lambda: workspace, fire_event=lambda event_type, fl_ctx: None

@@ -198,7 +198,7 @@ def test_in_doubt_nothing_leaves(context: FLContext, monkeypatch: pytest.MonkeyP
         with pytest.raises(ContentBlockedException, match=text):
             EncryptUpdate("he").process(one, context)
     # A site that got a server's context can't seal, so it sends nothing.
-    monkeypatch.setattr(encryption, "_simulated_key", lambda name: make_keys()[1])
+    monkeypatch.setattr(encryption, "_simulated_key", lambda name, fl_ctx: make_keys()[1])
     with pytest.raises(ContentBlockedException, match="no secret key"):
         EncryptUpdate("he").process(message(0, 1.0), context)
 
@@ -214,7 +214,7 @@ def test_a_server_with_the_secret_key_does_not_start(
 ) -> None:
     assert server_cipher(context, Federation()) is None
     assert not server_cipher(context, Federation(**HE)).opens  # type: ignore[union-attr]
-    monkeypatch.setattr(encryption, "_simulated_key", lambda name: make_keys()[0])
+    monkeypatch.setattr(encryption, "_simulated_key", lambda name, fl_ctx: make_keys()[0])
     with pytest.raises(SettingsError, match="holds the secret key"):
         server_cipher(context, Federation(**HE))
 

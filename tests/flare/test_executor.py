@@ -13,14 +13,16 @@ from contexts import SiteContext
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.fuel.utils import fobs
 from scan_files import write_sites
 
 from flap_nvflare.adapter.update import UpdateSpec, content_sha256
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_site
 from flap_nvflare.flare.executor import FlapExecutor
+from flap_nvflare.flare.filters import AdapterOnlyFilter
 from flap_nvflare.flare.reports import TIMINGS
 from flap_nvflare.sam.segmenter import build_segmenter
 from flap_nvflare.sam.tuning import trainable
@@ -36,7 +38,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteContext:
         monkeypatch.delenv(name, raising=False)
     context = SiteContext(tmp_path)
     write_sites(tmp_path / "scans", ("A",))
-    (context.local / "flap_site.yaml").write_text(f"data_root: {tmp_path / 'scans'}\n")
+    (context.local / "flap_site.yaml").write_text(
+        f"data_root: {tmp_path / 'scans'}\nown_process: off\n", encoding="utf-8"
+    )
     return context
 
 
@@ -178,6 +182,7 @@ def test_a_false_adapter_of_the_server_is_refused(
     task = addressed(messages.weights_dxo(tensors, spec, 0))
     reply = FlapExecutor().execute(messages.TRAIN, task, context, Signal())
     assert reply.get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert reply.get_header(messages.REASON) == {"code": "message_refused", "numbers": {}}
     assert name in caplog.text
 
 
@@ -194,6 +199,7 @@ def test_settings_that_are_not_allowed_do_not_run(
 ) -> None:
     reply = FlapExecutor().execute(messages.TRAIN, train_task(**settings), context, Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(messages.REASON) == {"code": "setting_refused", "numbers": {}}
     assert f"setting '{problem}'" in caplog.text or f"setting {problem}" in caplog.text
 
 
@@ -203,6 +209,7 @@ def test_a_real_site_without_data_stops_and_makes_none(
     (context.local / "flap_site.yaml").unlink()
     reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(messages.REASON) == {"code": "data_missing", "numbers": {}}
     assert "site A has no data" in caplog.text
     assert not (tmp_path / "home" / "demo_kits").exists()
 
@@ -214,7 +221,23 @@ def test_a_pinned_base_is_the_only_one(
         file.write(f"checkpoint_sha256: '{'1' * 64}'\n")
     reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(messages.REASON) == {"code": "weights_other", "numbers": {}}
     assert "1" * 64 in caplog.text
+
+
+def test_a_reason_leaves_the_site_through_its_filters_without_any_text(
+    context: SiteContext, tmp_path: Path
+) -> None:
+    with (context.local / "flap_site.yaml").open("a") as file:
+        file.write(f"checkpoint: {tmp_path / 'secret' / 'vit_t.safetensors'}\n")
+    task = train_task(base="pretrained")
+    reply = FlapExecutor().execute(messages.TRAIN, task, context, Signal())
+    passed = AdapterOnlyFilter("flap").process(reply, context)
+    received = fobs.loads(fobs.dumps(passed))
+    assert received.get_header(messages.REASON) == {"code": "weights_missing", "numbers": {}}
+    assert b"secret" not in fobs.dumps(passed)
+    assert messages.reason_of(received) == "lacks the file of the base model's weights"
+    assert messages.reason_of(make_reply("TASK_\x1bABORTED")) == "failed (TASK_?ABORTED)"
 
 
 def test_a_bad_number_in_the_sites_file_is_named(
@@ -243,6 +266,7 @@ def test_no_name_of_a_case_is_logged_as_an_error(
     reply = FlapExecutor().execute(messages.TRAIN, train_task(), context, Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     assert "case_00000" in caplog.text
+    assert reply.get_header(messages.REASON) == {"code": "data_missing", "numbers": {}}
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert errors
     assert not any("case_" in text for text in errors)
