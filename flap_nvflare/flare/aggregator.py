@@ -24,7 +24,6 @@ from flap_nvflare.flare.reports import read_report
 from flap_nvflare.flare.sizes import size_fault
 
 # Refusals of one site that the line of a round lists: late answers have no bound of their own.
-_MOST_REFUSALS = 16
 
 
 class QuorumError(RuntimeError):
@@ -63,8 +62,7 @@ class FlapAggregator(Aggregator):
             refusal = self._examine(shareable, site, round_index, job, count)
         job.ledger.add(round_index, site, "up", count)
         if refusal is not None:
-            if sum(one.site == site for one in job.refused) < _MOST_REFUSALS:
-                job.refused.append(refusal)
+            job.refuse(refusal)
             self.log_warning(
                 fl_ctx,
                 f"REFUSED update of site {site} in round {round_index}: "

@@ -90,7 +90,7 @@ def run_folder(
         job: name of the job.
         wanted: `auto` goes on with the job's newest run at a provisioned server if it was broken
             off, `last` with the newest run, any other value with the run of that name; `new`
-            makes a folder named by the time. FLAP_RESUME, where it is set, comes before it.
+            makes a folder named by the time in UTC. FLAP_RESUME, where it is set, comes before it.
         broken_off: whether a run's folder holds what this job can go on with.
 
     Raises:
@@ -103,7 +103,7 @@ def run_folder(
         goes_on = bool(found) and not simulated(fl_ctx) and broken_off(found[-1])
         wanted = "last" if goes_on else "new"
     if wanted == "new":
-        folder = runs / time.strftime("%Y%m%d-%H%M%S")
+        folder = runs / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         folder.mkdir(parents=True, exist_ok=False)
         return folder, False
     if wanted != "last":

@@ -147,28 +147,23 @@ class FlapController(ScatterAndGather):
     ) -> bool:
         # The peer's own context holds whatever name the peer wrote there; this one is verified.
         fl_ctx.set_prop(messages.SENDER, client_name, private=True, sticky=False)
-        code = result.get_return_code()
+        why, code = "sent an update that is refused", result.get_return_code()
         if code and code != ReturnCode.OK:
-            self._note_failure(client_name, result, fl_ctx)
+            why = messages.reason_of(result)
+            self.job.refuse(Refusal(client_name, self._current_round, "", why))
+            self.log_error(fl_ctx, f"round {self._current_round}: site {client_name} {why}")
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
-        if not accepted and not is_unknown_task:
+        # An answer to an earlier round's task says nothing of this round.
+        if not accepted and not is_unknown_task and client_name not in self.job.reports:
+            self.job.failed[client_name] = why
             self._check_reach(fl_ctx)
         return accepted
 
-    def _note_failure(self, site: str, result: Shareable, fl_ctx: FLContext) -> None:
-        """A site's error reply: one line for the administrator, and one in the round's books."""
-        why = messages.reason_of(result)
-        self.job.refused.append(Refusal(site, self._current_round, "", why))
-        self.log_error(fl_ctx, f"round {self._current_round}: site {site} {why}")
-
     def _check_reach(self, fl_ctx: FLContext) -> None:
         """After an answer that does not count: one more is needed, and may be out of reach."""
-        failed = {refusal.site: refusal for refusal in self.job.refused}
-        for site in self.job.reports:  # a second answer that was refused takes nothing back
-            failed.pop(site, None)
-        drawn = len(self.job.taking_part)
+        failed, drawn = self.job.failed, len(self.job.taking_part)
         if drawn - len(failed) < self.job.quorum:
-            reasons = "; ".join(f"site {one.site} {one.reason}" for one in failed.values())
+            reasons = "; ".join(f"site {site} {why}" for site, why in sorted(failed.items()))
             self.system_panic(
                 f"round {self._current_round}: {self.job.quorum} of {drawn} updates must count "
                 f"(setting min_sites), and {drawn - len(failed)} are left: {reasons}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -30,11 +29,13 @@ from flap_nvflare.aggregation.server import ServerState
 from flap_nvflare.combinations import check
 from flap_nvflare.flare.context import read_federation, run_folder
 from flap_nvflare.flare.encryption import server_cipher
+from flap_nvflare.flare.resume import STATE_PARTS, go_on, was_broken_off
 from flap_nvflare.flare.run import BEST, LAST, RunFolder
 from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, SettingsError, Site
 
 _JOB = "flap_server_job"
+_MOST_REFUSALS = 16  # of one site in one round
 
 
 @dataclass
@@ -54,6 +55,7 @@ class ServerJob:
         downlink: the way down: what the sites hold.
         reports: what the sites said with the updates that counted in this round.
         refused: the updates that did not count in this round.
+        failed: sites whose answer to this round's task does not count, with the reason.
         aggregate: what the rule made of this round; None until then.
         aggregation_seconds: what that took once the last update was in.
         cipher: the server's end of the encryption; None if updates come in the clear.
@@ -75,6 +77,7 @@ class ServerJob:
     downlink: Downlink = field(default_factory=Downlink)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     aggregate: Aggregate | None = None
     aggregation_seconds: float = 0.0
     cipher: Cipher | None = None
@@ -85,7 +88,7 @@ class ServerJob:
 
     def begin_round(self, round_index: int) -> None:
         """Draws the round's sites, and forgets what the last round's sites said."""
-        self.reports, self.refused, self.aggregate = {}, [], None
+        self.reports, self.refused, self.failed, self.aggregate = {}, [], {}, None
         self.downlink.prepare(self.state.tensors)
         self.taking_part = sampled_sites(self.federation, round_index, self.sites)
         self.round_started = time.time()
@@ -116,8 +119,12 @@ class ServerJob:
 
     def missing(self) -> list[str]:
         """Sites of the round from which no answer came, neither a good nor a bad one."""
-        answered = {*self.reports, *(refusal.site for refusal in self.refused)}
-        return sorted(set(self.taking_part) - answered)
+        return sorted({*self.taking_part} - {*self.reports} - {*self.failed})
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Notes an answer that does not count; of a site that floods the server, the first ones."""
+        if sum(one.site == refusal.site for one in self.refused) < _MOST_REFUSALS:
+            self.refused.append(refusal)
 
     def save_site(self, site: str, tensors: Mapping[str, torch.Tensor], round_index: int) -> None:
         """Writes a site's own adapter of the round: what it sent, the rest as it held it."""
@@ -168,6 +175,7 @@ class ServerJob:
                 "data": {None: "unknown", True: "synthetic", False: "sites' own"}[synthetic],
                 "seed": self.federation.seed,
                 "federation": self.federation.to_dict(),
+                "sites": list(self.sites),
                 "base_sha256": self.spec.base_sha256,
                 "parameters": self.spec.parameters,
                 "bytes": {direction: self.ledger.total(direction) for direction in ("up", "down")},
@@ -246,11 +254,11 @@ def open_job(
     job.quorum = quorum_of(federation, len(sites))
     for site in sorted(set(federation.site_ranks) - set(sites)):
         raise SettingsError(f"setting site_ranks: {site!r} is no site of this run; it has {sites}")
-    path, resumed = run_folder(fl_ctx, name, resume, lambda folder: _broken_off(folder, federation))
+    path, resumed = run_folder(fl_ctx, name, resume, lambda folder: was_broken_off(folder, job))
     job.folder = RunFolder(path)
     job.folder.hold()
     if resumed:
-        _go_on(job)
+        go_on(job)
     fl_ctx.set_prop(_JOB, job, private=True, sticky=True)
     return job
 
@@ -353,97 +361,13 @@ def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> Ser
     )
 
 
-# What may differ between a run and its continuation: who waits for whom, and what is scored.
-_MAY_CHANGE = {"rounds", "min_sites", "train_timeout", "straggler_wait", "cross_site", "threads"}
-
-
-def _go_on(job: ServerJob) -> None:
-    """Takes up the run in the job's folder after its last whole round.
-
-    Raises:
-        SettingsError: if the settings are not those of the run.
-        UpdateError: if a file is missing, damaged or of other settings.
-    """
-    _check_same_settings(job)
-    saved = job.folder.load(LAST, job.stored)
-    if saved is not None:
-        job.start_round = int(saved.extra["rounds"])
-        memory, extra = job.folder.load_state(job.start_round)
-        parts = {
-            prefix: {
-                name.removeprefix(prefix): tensor
-                for name, tensor in memory.items()
-                if name.startswith(prefix)
-            }
-            for prefix in _STATE_PARTS
-        }
-        job.state = ServerState(
-            tensors=saved.tensors,
-            offset={key: value for key, value in saved.frozen.items() if key not in job.fixed},
-            control=parts["control/"],
-            memory=parts["memory/"],
-            turned=bool(extra["turned"]),
-        )
-        job.downlink.restore(parts["held/"])
-    if job.start_round > job.federation.rounds:
-        raise SettingsError(
-            f"{job.folder.path}: {job.start_round} rounds are finished, but setting rounds is "
-            f"{job.federation.rounds}; raise it or start a new run"
-        )
-    rounds = job.folder.rounds()
-    job.folder.cut_rounds(job.start_round)
-    for line in rounds[: job.start_round]:
-        for site, figures in line["bytes"].items():
-            for direction in DIRECTIONS:
-                job.ledger.add(line["round"], site, direction, figures[direction])
-
-
-def _check_same_settings(job: ServerJob) -> None:
-    made_with = _description(job.folder.path)["federation"]
-    for name in _differences(job.federation, made_with):
-        raise SettingsError(
-            f"setting {name}: {getattr(job.federation, name)!r}, but {job.folder.path} was made "
-            f"with {made_with[name]!r}; restore it or start a new run"
-        )
-
-
-def _differences(federation: Federation, made_with: Mapping[str, Any]) -> list[str]:
-    """Settings in which a run differs from its continuation and may not."""
-    ours = federation.to_dict()
-    return [
-        name
-        for name in sorted(ours.keys() - _MAY_CHANGE)
-        if name in made_with and made_with[name] != ours[name]
-    ]
-
-
-def _broken_off(folder: Path, federation: Federation) -> bool:
-    """Whether the run has finished a round, not its last, and has these settings."""
-    try:
-        known = _description(folder)
-        return (
-            known["finished"] is False
-            and not _differences(federation, known["federation"])
-            and RunFolder(folder).adapter_path(LAST).is_file()
-        )
-    except (OSError, ValueError, KeyError, TypeError):  # it was cut off before it was written
-        return False
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-
-
-_STATE_PARTS = ("control/", "memory/", "held/")
-
-
 def save_round(job: ServerJob, round_index: int) -> None:
     """Writes what the round has made; the adapter's file, which counts the rounds, comes last."""
     # The line first: a kill between the two leaves a line that the resume cuts off.
     job.folder.append_round(job.round_line(round_index))
     state = job.state
     parts = dict(
-        zip(_STATE_PARTS, (state.control, state.memory, job.downlink.stored()), strict=True)
+        zip(STATE_PARTS, (state.control, state.memory, job.downlink.stored()), strict=True)
     )
     job.folder.save_state(
         round_index + 1,

@@ -71,6 +71,11 @@ class RunFolder:
                 "abort it"
             ) from error
 
+    def release(self) -> None:
+        """Gives up what `hold` took."""
+        if self._lock is not None:
+            self._lock.release(force=True)
+
     def publish(self, folder: Path) -> None:
         """Copies the run's artifacts to `folder`, from where the administrator downloads them."""
         for path in sorted(self.path.rglob("*")):

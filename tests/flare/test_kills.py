@@ -10,7 +10,6 @@ import pytest
 from kill_campaign import KINDS, Campaign, provisioned
 
 
-@pytest.mark.slow
 @pytest.mark.provisioned
 @pytest.mark.timeout(900)
 def test_a_run_that_was_killed_four_times_ends_with_equal_bytes(tmp_path: Path) -> None:

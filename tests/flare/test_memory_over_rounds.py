@@ -25,7 +25,6 @@ def test_memory_is_in_megabytes() -> None:
     assert len(held) == 50_000_000
 
 
-@pytest.mark.slow
 @pytest.mark.provisioned
 @pytest.mark.timeout(900)
 def test_no_process_grows_by_a_megabyte_a_round(tmp_path: Path) -> None:

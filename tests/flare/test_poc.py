@@ -15,7 +15,7 @@ from provisioned import free_port, kill, wait_for
 from flap_nvflare.data.phantom import write_phantom
 from flap_nvflare.site.audit_summary import summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.provisioned, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.provisioned, pytest.mark.timeout(600)]
 SITES = ("A", "B")
 
 

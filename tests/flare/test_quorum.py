@@ -107,6 +107,24 @@ def test_a_second_bad_answer_takes_nothing_from_the_first_good_one(four_of_six: 
     assert four_of_six.awaited == 4
 
 
+def test_a_late_answer_to_an_earlier_round_is_no_failure_in_this_one(four_of_six: Round) -> None:
+    context = four_of_six.server.context.peer("F")
+    for reply in (failure(), message("F", **{messages.ROUND: 0})):
+        assert not four_of_six.controller._accept_train_result("F", reply, context, True)
+    for site in "AB":
+        four_of_six.answer(site, failure())
+    assert not four_of_six.ends
+    assert four_of_six.awaited == 6
+    assert four_of_six.server.job.missing() == ["C", "D", "E", "F"]
+
+
+def test_error_replies_of_a_flood_are_not_all_kept(four_of_six: Round) -> None:
+    for _ in range(100):
+        four_of_six.answer("B", failure())
+    assert len(four_of_six.server.job.refused) == 16
+    assert not four_of_six.ends
+
+
 def test_a_server_that_starts_closes_the_jobs_of_its_last_process() -> None:
     closed: list[FLContext] = []
     runner = SimpleNamespace(update_unfinished_jobs=closed.append)
