@@ -110,11 +110,15 @@ def write_kit(
 
 def lay_overlay(kit: Kit, site_file: str = "") -> None:
     """What a hospital lays over its kit, as far as it is looked at."""
-    gate = [{"path": "flap_nvflare.flare.filters.AdapterOnlyFilter"}]
+    gate = [{"path": "flap_nvflare.flare.site_gate.SiteGate"}]
     scope = {"name": "flap", "task_data_filters": gate, "task_result_filters": gate}
     last = {"id": "last_gate", "path": "flap_nvflare.flare.last_gate.LastGate"}
     files = {
-        "resources.json": {"class_allow_list": ["nvflare.", "flap_nvflare."], "components": []},
+        "resources.json": {
+            "class_allow_list": ["nvflare.", "flap_nvflare."],
+            "allow_log_streaming": False,
+            "components": [],
+        },
         "privacy.json": {"scopes": [scope], "default_scope": "flap", "components": [last]},
         "authorization.json": {"permissions": {"lead": {"byoc": "none"}, "member": "none"}},
     }

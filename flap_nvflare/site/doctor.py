@@ -25,14 +25,13 @@ from flap_nvflare.site import (
     doctor_weights,
 )
 from flap_nvflare.site.finding import Finding, guarded
-from flap_nvflare.site.kit import Kit, read_kit
+from flap_nvflare.site.kit import Kit, home, read_kit
 from flap_nvflare.site.site_file import SITE_FILE, SiteFile, read_site_file
 
 __all__ = ["PICTURE", "Finding", "Questions", "checks"]
 
 PICTURE = Path("flap") / "doctor.png"
 # As `flare.context.home`, which imports FLARE.
-_HOME_VARIABLE = "FLAP_HOME"
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ def _of_kit(kit: Kit, questions: Questions) -> Iterator[Finding]:
     if not kit.server:
         yield from guarded("gate", lambda: doctor_overlay.check_gate(kit))
     yield from guarded("code in jobs", lambda: doctor_overlay.check_custom_code(kit))
+    yield from guarded("files here", lambda: doctor_overlay.check_files(kit))
     if kit.server:
         yield from guarded("port", lambda: doctor_network.check_listening(kit))
         return
@@ -123,7 +123,7 @@ def _of_kit(kit: Kit, questions: Questions) -> Iterator[Finding]:
 
 def _of_site(kit: Kit | None, file: SiteFile, questions: Questions) -> Iterator[Finding]:
     """The site's own: its weights, its scans, and the machine that they must fit in."""
-    state = file.state_dir or _home() / "state"
+    state = file.state_dir or home(kit) / "state"
     yield from guarded("clock", lambda: doctor_network.check_clock(kit, state))
     yield from guarded("device", lambda: doctor_machine.check_device(file.device, file.processes))
     checkpoint = questions.checkpoint or file.checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")
@@ -233,10 +233,6 @@ def _picture(kit: Kit | None, questions: Questions, scans: doctor_data.Scans) ->
         "and mask are right, then delete it: it shows a patient (mode 600)"
     )
     yield Finding("picture", True, found)
-
-
-def _home() -> Path:
-    return Path(os.environ.get(_HOME_VARIABLE) or Path.home() / ".flap_nvflare")
 
 
 def _size(checkpoint: str) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from flap_nvflare.site.finding import Finding
 from flap_nvflare.site.kit import Kit, read_json
+from flap_nvflare.site.policy import read_policy
 
 PACKAGE = "flap_nvflare"
 # What the jobs name at a site and at the server; FLARE builds nothing that is not listed.
@@ -27,12 +27,7 @@ AT_SERVER = (
     "coding.DecodeUpdate",
 )
 ALL = "*"
-# Each lets through what the method trains, and nothing else.
-GATES = {
-    "flap_nvflare.flare.site_gate.SiteGate",
-    "flap_nvflare.flare.filters.AdapterOnlyFilter",
-}
-LAST_GATE = "flap_nvflare.flare.last_gate.LastGate"
+PRIVACY = "privacy.json"
 
 
 def check_allow_list(kit: Kit) -> Iterator[Finding]:
@@ -62,48 +57,41 @@ def check_allow_list(kit: Kit) -> Iterator[Finding]:
 
 
 def check_gate(kit: Kit) -> Iterator[Finding]:
-    """Whether the site's own policy filters what leaves, whatever a job says."""
-    path = kit.local / "privacy.json"
+    """Whether the site's own policy filters both ways, and has the last word on what leaves."""
+    path = kit.local / PRIVACY
     if not path.is_file():
         found = f"{path}: missing: only the job decides what leaves this site"
         yield Finding("gate", False, found, lay(kit))
         return
-    policy = read_json(path)
-    wanted = policy.get("default_scope")
-    scopes = [s for s in policy.get("scopes", []) if isinstance(s, dict)]
-    chosen = [scope for scope in scopes if scope.get("name") == wanted]
-    open_ = [
-        str(scope.get("name"))
-        for scope in scopes
-        if not GATES & paths_in(scope.get("task_result_filters"))
-    ]
-    if not chosen or open_:
-        found = (
-            f"{path}: default_scope {wanted!r} is none of its scopes"
-            if not chosen
-            else f"{path}: nothing stops what leaves in scope {', '.join(open_)}"
-        )
-        yield Finding("gate", False, found, lay(kit))
+    policy = read_policy(kit)
+    if policy.gate:
+        yield Finding("gate", True, f"in every scope of {path.name}, both ways")
     else:
-        yield Finding("gate", True, f"in every scope of {path.name}, on what leaves")
-    # Only components of this file are sure to be built in the process of a job.
-    last = LAST_GATE in paths_in(policy.get("components"))
+        found = f"{path}: not in every scope, both ways, or default_scope is none of its scopes"
+        yield Finding("gate", False, found, lay(kit))
+    last = policy.last_gate
     found = "after the job's own filters" if last else "a job's filters have the last word"
     yield Finding("last gate", last, found, "" if last else lay(kit))
 
 
 def check_custom_code(kit: Kit) -> Iterator[Finding]:
     """Whether a job may bring code of its own (FLARE's right `byoc`)."""
-    path = kit.local / "authorization.json"
-    if not path.is_file():
-        path = path.with_name("authorization.json.default")
-    rights = read_json(path).get("permissions", {})
-    open_ = sorted(role for role, granted in rights.items() if _may_bring_code(granted))
-    if open_:
-        found = f"{path}: jobs of {', '.join(open_)} may bring code, which runs on this machine"
+    roles = read_policy(kit).roles_with_code
+    if roles:
+        found = f"jobs of {', '.join(sorted(roles))} may bring code, which runs on this machine"
         yield Finding("code in jobs", False, found, lay(kit))
     else:
-        yield Finding("code in jobs", True, f"refused for every role, by {path.name}")
+        yield Finding("code in jobs", True, "refused for every role")
+
+
+def check_files(kit: Kit) -> Iterator[Finding]:
+    """Whether anyone elsewhere reads files of this machine: by FLARE's console, or sent logs."""
+    policy = read_policy(kit)
+    ways = [f"FLARE's console, for {role}" for role in policy.roles_with_files]
+    if policy.uploads_logs and not kit.server:
+        ways.append("logs that FLARE sends (allow_log_streaming)")
+    found = f"read from outside by {'; '.join(ways)}" if ways else "read by nobody outside"
+    yield Finding("files here", not ways, found, lay(kit) if ways else "")
 
 
 def lay(kit: Kit) -> str:
@@ -111,21 +99,6 @@ def lay(kit: Kit) -> str:
     return f"flap-nvflare site init {kit.folder}"
 
 
-def paths_in(entries: Any) -> set[str]:
-    """Class paths of a list of FLARE's component entries."""
-    if not isinstance(entries, list):
-        return set()
-    return {str(entry.get("path")) for entry in entries if isinstance(entry, dict)}
-
-
 def _covers(entry: str, name: str) -> bool:
     """FLARE: an entry is a class, or a package with everything in it."""
     return entry == ALL or name == entry or name.startswith(entry.rstrip(".") + ".")
-
-
-def _may_bring_code(granted: object) -> bool:
-    """FLARE: words for all rights at once, or for each by name; what is not named is refused."""
-    if isinstance(granted, dict):
-        granted = granted.get("byoc", "none")
-    words = granted if isinstance(granted, list) else [granted]
-    return any(str(word).strip().lower() not in ("none", "no") for word in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: holds no JSON object; restore the file")
     return values
+
+
+def home(kit: Kit | None) -> Path:
+    """Folder for what this package keeps: FLAP_HOME, else `flap` in the kit, else at home."""
+    named = os.environ.get("FLAP_HOME")
+    if named:
+        return Path(named)
+    return Path.home() / ".flap_nvflare" if kit is None else kit.folder / "flap"
 
 
 def _of_site(folder: Path, path: Path) -> Kit:

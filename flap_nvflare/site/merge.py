@@ -121,4 +121,5 @@ def reading_files(authorization: Mapping[str, Any]) -> list[str]:
 def _denied(rights: object, right: str) -> bool:
     """A right that a role's entry does not name is denied; a whole grant counts for all."""
     value = rights.get(right, _NONE) if isinstance(rights, Mapping) else rights
-    return value in (_NONE, "no", [_NONE], ["no"])
+    words = value if isinstance(value, list) else [value]
+    return all(str(word).strip().lower() in (_NONE, "no") for word in words)

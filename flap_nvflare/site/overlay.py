@@ -74,6 +74,13 @@ class _Layer:
         self.record[name] = _sha256(text)
         self.found.append(Laid(f"local/{name}", what, note if what != "unchanged" else ""))
 
+    def changed_here(self, name: str) -> bool:
+        """Whether a file that was laid before is not as it was laid."""
+        path = self.kit.local / name
+        if name not in self.record or not path.is_file():
+            return False
+        return _sha256(path.read_text(encoding="utf-8")) != self.record[name]
+
     def put_unless_changed(self, name: str, text: str, mend: str, forced: bool = False) -> None:
         """Writes it, but where the one there is not as it was laid."""
         path = self.kit.local / name
@@ -123,15 +130,20 @@ def lay(kit: Kit, values: Mapping[str, str] | None = None, force: bool = False) 
     ours = overlay_folder()
     state = kit.folder / STATE
     layer = _Layer(kit, force, _record(state / LAID))
+    changed_here = layer.changed_here(RESOURCES)
+    fragment = ours / ("server" if kit.server else "local") / RESOURCES
     files = {
-        RESOURCES: _resources(kit, ours / ("server" if kit.server else "local") / RESOURCES),
+        RESOURCES: _resources(kit, fragment, changed_here),
         AUTHORIZATION: without_custom_code(_own_or_default(kit, AUTHORIZATION)),
     }
     site_file = "" if kit.server else _site_file(kit, ours, values)
     for folder in (state, *(() if kit.server else (state / "state",))):
         _make_folder(folder, kit.folder)
+    laid = layer.record.get(RESOURCES, "")
     for name, content in files.items():
         layer.put(name, json.dumps(content, indent=2) + "\n")
+    if changed_here:  # and so it stays, at the next time as well
+        layer.record[RESOURCES] = laid
     if not kit.server:
         mend = "not as it was laid; merge the new one by hand, or give --force"
         text = (ours / "local" / PRIVACY).read_text(encoding="utf-8")
@@ -149,11 +161,14 @@ def _own_or_default(kit: Kit, name: str) -> dict[str, Any]:
     return read_json(own if own.is_file() else kit.local / f"{name}.default")
 
 
-def _resources(kit: Kit, fragment: Path) -> dict[str, Any]:
+def _resources(kit: Kit, fragment: Path, changed_here: bool) -> dict[str, Any]:
+    """FLARE's file with the package's fragment; what was changed since it was laid stays so."""
     # As JSON text: a folder's name may hold what JSON has to escape.
     place = json.dumps(str(kit.folder.resolve()))[1:-1]
     values = json.loads(fragment.read_text(encoding="utf-8").replace(_PLACE, place))
-    return merged(_own_or_default(kit, RESOURCES), values)
+    own = _own_or_default(kit, RESOURCES)
+    result = merged(own, values)
+    return merged(result, own) if changed_here else result
 
 
 def _site_file(kit: Kit, ours: Path, values: dict[str, str]) -> str:
@@ -171,10 +186,13 @@ def _site_file(kit: Kit, ours: Path, values: dict[str, str]) -> str:
 
 
 def _with_line(text: str, name: str, value: str) -> str:
-    """The text with a line `name: value` in the place of the first one, commented out or not."""
+    """The text with a line `name: value` in the place of the one in force, else of a remark."""
     line = f"{name}: {json.dumps(value)}"  # a JSON string is a YAML string
-    changed, times = re.subn(rf"(?m)^(# )?{name}:.*$", lambda _: line, text, count=1)
-    return changed if times else f"{text.rstrip()}\n{line}\n"
+    for before in ("", "# "):
+        changed, times = re.subn(rf"(?m)^{before}{name}:.*$", lambda _: line, text, count=1)
+        if times:
+            return changed
+    return f"{text.rstrip()}\n{line}\n"
 
 
 def _record(path: Path) -> dict[str, str]:

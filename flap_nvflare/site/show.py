@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flap_nvflare.sam import tuning
-from flap_nvflare.site.kit import Kit
+from flap_nvflare.site.kit import Kit, home
 from flap_nvflare.site.limits import MB, Limits
 from flap_nvflare.site.policy import Policy, read_policy
 from flap_nvflare.site.reasons import REASONS
@@ -74,7 +74,7 @@ def statement(kit: Kit) -> dict[str, Any]:
             "synthetic_allowed": ours.allow_synthetic,
             "checkpoint": ours.checkpoint,
             "checkpoint_sha256": ours.checkpoint_sha256,
-            "state_dir": str(ours.state_dir or ""),
+            "state_dir": str(ours.state_dir or home(kit) / "state"),
         },
         "limits": ours.limits.to_dict(),
         "policy": policy.to_dict(),
@@ -118,7 +118,7 @@ def lines(kit: Kit) -> list[str]:
         "",
         *_leaving_lines(said["leaves"]["tensors"], ours.limits),
         "",
-        *_data_lines(ours, said["data"]["source"]),
+        *_data_lines(ours, said["data"]["source"], said["data"]["state_dir"]),
         "",
         *_limit_lines(ours.limits),
         "",
@@ -156,7 +156,7 @@ def _leaving_lines(rows: list[dict[str, Any]], limits: Limits) -> list[str]:
     return found
 
 
-def _data_lines(ours: SiteFile, source: str) -> list[str]:
+def _data_lines(ours: SiteFile, source: str, state: str) -> list[str]:
     weights = ours.checkpoint or "the small SAM of the package"
     pinned = ours.checkpoint_sha256 or "not pinned: any is accepted"
     scans = str(ours.data_root or "none named: this site takes no part")
@@ -167,7 +167,7 @@ def _data_lines(ours: SiteFile, source: str) -> list[str]:
         f"  scans: {scans}",
         f"  listed by: {source or 'the layout of KiTS19'}",
         f"  base model: {weights}; SHA-256 {pinned}",
-        f"  kept here between rounds: {ours.state_dir or 'the home folder, .flap_nvflare/state'}",
+        f"  kept here between rounds: {state}",
     ]
 
 

@@ -89,6 +89,9 @@ def parse_site_file(text: str, path: Path) -> SiteFile:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {error}; mend the file") from error
     values = _mapping(path, "", {} if values is None else values)
+    for name in values:  # YAML takes the last one and says nothing
+        if len(re.findall(rf"(?m)^{re.escape(name)}[ \t]*:", text)) > 1:
+            raise SettingsError(f"{path}: {name} is there twice; keep one line of it")
     _known(path, "", values, [one.name for one in dataclasses.fields(SiteFile)])
     checked = {
         name: _READERS[name](path, name, value)

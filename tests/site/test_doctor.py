@@ -80,6 +80,7 @@ def test_a_bare_kit_fails_where_it_must(kit: Kit) -> None:
         "allow-list",
         "gate",
         "code in jobs",
+        "files here",
         "server: port",
         "site file",
         "cases",
@@ -254,6 +255,10 @@ def test_kits_that_flare_made(tmp_path: Path, scans: Path) -> None:
     assert findings["server: TLS"].ok is True
     at_server = {finding.name: finding for finding in checks(server.folder)}
     assert at_server["signatures"].ok is (True if signed else None)
-    assert failed(list(at_server.values())) == ["allow-list", "code in jobs"]
+    assert failed(list(at_server.values())) == [
+        "allow-list",
+        "code in jobs",
+        "files here",
+    ]
     with pytest.raises(SettingsError, match="administrator's kit"):
         checks(kits / "admin@o.org")

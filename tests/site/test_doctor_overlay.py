@@ -16,6 +16,7 @@ from flap_nvflare.site.doctor_overlay import (
     AT_SITE,
     check_allow_list,
     check_custom_code,
+    check_files,
     check_gate,
 )
 from flap_nvflare.site.finding import guarded
@@ -88,7 +89,7 @@ def test_a_policy_of_which_one_scope_is_open(laid: Kit) -> None:
     edit(laid, "privacy.json", lambda v: v["scopes"].append({"name": "public"}))
     gate, last = check_gate(laid)
     assert gate.ok is False
-    assert "scope public" in gate.found
+    assert "not in every scope" in gate.found
     assert last.ok is True
 
 
@@ -96,7 +97,26 @@ def test_a_policy_whose_default_scope_is_not_there(laid: Kit) -> None:
     edit(laid, "privacy.json", lambda v: v.update(default_scope="flop"))
     gate, _ = check_gate(laid)
     assert gate.ok is False
-    assert "'flop'" in gate.found
+    assert "none of its scopes" in gate.found
+
+
+def test_a_last_gate_that_is_switched_off(laid: Kit) -> None:
+    edit(laid, "privacy.json", lambda v: v["components"][0].update(disabled=True))
+    gate, last = check_gate(laid)
+    assert (gate.ok, last.ok) == (True, False)
+
+
+def test_a_gate_that_looks_one_way_only(laid: Kit) -> None:
+    edit(laid, "privacy.json", lambda v: v["scopes"][0].update(task_data_filters=[]))
+    assert next(check_gate(laid)).ok is False
+
+
+def test_files_that_are_read_from_outside(laid: Kit) -> None:
+    assert next(check_files(laid)).ok is True
+    edit(laid, "resources.json", lambda v: v.update(allow_log_streaming=True))
+    assert "allow_log_streaming" in next(check_files(laid)).found
+    edit(laid, "authorization.json", lambda v: v.update(permissions={"lead": "any"}))
+    assert "console, for lead" in next(check_files(laid)).found
 
 
 def test_no_last_gate(laid: Kit) -> None:

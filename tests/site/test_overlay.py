@@ -12,6 +12,7 @@ import pytest
 from startup_kits import COMPONENTS, OWN, local, write_kit
 
 from flap_nvflare.cli import main
+from flap_nvflare.settings import SettingsError
 from flap_nvflare.site import overlay
 from flap_nvflare.site.kit import read_kit
 from flap_nvflare.site.overlay import Laid, lay, overlay_folder
@@ -87,6 +88,31 @@ def test_edits_of_the_hospital_stay(kit: Path, tmp_path: Path) -> None:
     assert source.read_text().startswith("# ours\n")
     assert what(found)["custom/site_data.py"] == "kept"
     assert what(found)["flap_site.yaml"] == "updated"
+
+
+def test_edits_of_flares_own_file_stay(kit: Path) -> None:
+    init(kit)
+    path = kit / "local" / "resources.json"
+    path.write_text(path.read_text().replace('"restarts": 3', '"restarts": 0'))
+    for _ in range(2):
+        init(kit, "--device", "cpu")
+        (launcher,) = (
+            one
+            for one in local(kit, "resources.json")["components"]
+            if one["id"] == "process_launcher"
+        )
+        assert launcher["args"] == {"restarts": 0, "wait": 2.0}
+
+
+def test_the_line_in_force_is_changed_and_not_the_remark_above_it(kit: Path) -> None:
+    init(kit)
+    file = kit / "local" / "flap_site.yaml"
+    file.write_text(file.read_text() + "device: cuda:0\n")
+    init(kit, "--device", "cpu")
+    assert read_site_file(file).device == "cpu"
+    file.write_text(file.read_text() + "device: cuda:0\n")
+    with pytest.raises(SettingsError, match="device is there twice"):
+        read_site_file(file)
 
 
 def test_a_policy_of_the_hospital_is_replaced_only_by_force(kit: Path) -> None:
@@ -177,7 +203,7 @@ def test_json_tells_what_became_of_each_file(kit: Path, capsys: pytest.CaptureFi
     assert {row["what"] for row in json.loads(capsys.readouterr().out)} == {"wrote"}
 
 
-def test_a_wheel_holds_every_room_and_the_overlay() -> None:
+def test_the_package_holds_every_room_and_the_overlay() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     named = re.search(r"^packages = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert named is not None
@@ -187,4 +213,8 @@ def test_a_wheel_holds_every_room_and_the_overlay() -> None:
     }
     assert set(re.findall(r'"([\w.]+)"', named[1])) == rooms | {"flap_nvflare.site.custom"}
     assert '"flap_nvflare.site.custom" = "custom"' in text
-    assert overlay_folder() == ROOT / "custom"
+    installed = overlay_folder()  # of the package that runs here: a wheel's, or the checkout's
+    for path in (ROOT / "custom").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            found = installed / path.relative_to(ROOT / "custom")
+            assert found.read_bytes() == path.read_bytes()
