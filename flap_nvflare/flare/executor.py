@@ -29,6 +29,7 @@ from flap_nvflare.flare.context import (
 )
 from flap_nvflare.flare.error_log import keep_error_log_bare
 from flap_nvflare.settings import Federation
+from flap_nvflare.site.limits import Limits
 from flap_nvflare.site.reasons import of_exception, sentence
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class FlapExecutor(Executor):
         super().__init__()
         keep_error_log_bare()
         self._site_round: SiteRound | None = None
-        self._open_for: tuple[Federation, str] | None = None
+        self._open_for: tuple[Federation, str, Limits | None] | None = None
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -158,8 +159,8 @@ class FlapExecutor(Executor):
         federation = Federation.from_dict(shareable.get_header(messages.FEDERATION) or {})
         check(federation)
         run = str(shareable.get_header(messages.RUN) or "")
-        if self._open_for != (federation, run):
-            limits = read_limits(fl_ctx)
+        limits = read_limits(fl_ctx)  # as the file says now: a job may take weeks
+        if self._open_for != (federation, run, limits):
             if limits is not None:
                 limits.check(federation)  # before anything is built
             site = read_site(fl_ctx)
@@ -173,7 +174,7 @@ class FlapExecutor(Executor):
                 with_control = 2 if federation.optimizer == "scaffold" else 1
                 limits.check_update(with_control * work.spec().bytes)
             self._site_round = SiteRound(work, state_folder(site, run))
-            self._open_for = (federation, run)
+            self._open_for = (federation, run, limits)
             self._check_fixed(self._site_round, shareable)
         assert self._site_round is not None
         return self._site_round

@@ -59,6 +59,10 @@ class _Task:
     told: str = ""
 
 
+def _limits(path: Path) -> Limits:
+    return read_site_file(path).limits if path.is_file() else Limits()
+
+
 class LastGate(FLComponent):
     """Stops every reply that is not what its task asked for, and keeps the audit file."""
 
@@ -66,7 +70,7 @@ class LastGate(FLComponent):
         super().__init__()
         keep_error_log_bare()
         self._audit: SiteAudit | None = None
-        self._limits: Limits | None = None
+        self._file: Path | None = None
         self._wire: WireGate | None = None
         self._send: Callable[..., bool] | None = None
         self._task: _Task | None = None
@@ -99,9 +103,8 @@ class LastGate(FLComponent):
             self.system_panic(f"the site's last gate can't work ({name}); see its log", fl_ctx)
 
     def _start(self, fl_ctx: FLContext) -> None:
-        folder = Path(workspace(fl_ctx).get_site_config_dir())
-        path = folder / SITE_FILE
-        self._limits = read_site_file(path).limits if path.is_file() else Limits()
+        self._file = Path(workspace(fl_ctx).get_site_config_dir()) / SITE_FILE
+        _limits(self._file)  # a bad file stops the job here
         self._audit = SiteAudit(fl_ctx)
         engine = fl_ctx.get_engine()
         self._wire = WireGate(engine.get_cell(), self._tell_stopped)
@@ -148,14 +151,15 @@ class LastGate(FLComponent):
         _strip(reply, {**bare_error(reply, asked, code), **said})
 
     def _check(self, reply: dict[str, Any], asked: Asked, fl_ctx: FLContext) -> None:
-        if self._limits is None or self._send is None:
+        if self._file is None or self._send is None:
             raise ContentBlockedException("the gate was never opened for this job")
         if not isinstance(reply, Shareable):
             raise ContentBlockedException("a reply of another type")
+        limits = _limits(self._file)  # as the file says now, not as it said when the job began
         if asked.federation is not None:
-            self._limits.check(asked.federation)
+            limits.check(asked.federation)
         _check_context(fl_ctx)
-        check_reply(reply, asked, self._limits.max_update_mb)
+        check_reply(reply, asked, limits.max_update_mb)
 
     def _door(self, result: Shareable, fl_ctx: FLContext, timeout: float | None = None) -> bool:
         """In the place of the engine's: False, as after a failed send, lets FLARE try again.

@@ -132,6 +132,18 @@ def test_a_part_that_the_rule_does_not_send_is_refused(
         assert said in caplog.text
 
 
+def test_a_limit_that_is_set_while_a_job_runs_is_in_force_at_the_next_task(
+    context: SiteContext,
+) -> None:
+    executor = FlapExecutor()
+    reply = executor.execute(messages.TRAIN, train_task(), context, Signal())
+    assert reply.get_return_code() == ReturnCode.OK
+    path = context.local / "flap_site.yaml"
+    path.write_text(path.read_text() + "limits: {min_cases: 3}\n", encoding="utf-8")
+    reply = executor.execute(messages.TRAIN, train_task(), context, Signal())
+    assert messages.reason_of(reply) == "has 2 training cases, its own file asks for 3"
+
+
 def test_an_unknown_task_is_said_to_be_unknown(context: SiteContext) -> None:
     reply = FlapExecutor().execute("dance", train_task(), context, Signal())
     assert reply.get_return_code() == ReturnCode.TASK_UNKNOWN

@@ -270,10 +270,11 @@ def test_without_its_line_in_the_audit_file_nothing_leaves(site: Site) -> None:
 def test_a_method_that_the_site_does_not_allow_stays(tmp_path: Path) -> None:
     site = Site(tmp_path)
     path = site.context.local / "flap_site.yaml"
-    path.write_text("limits: {methods: [lora]}\n")
     site.start()
-    path.write_text(f"data_root: {tmp_path}\nstate_dir: {tmp_path}\n")
-    site.answers(site.takes())
+    task = site.takes()
+    # What the hospital changes while a job runs is in force from then on.
+    path.write_text(path.read_text() + "limits: {methods: [lora]}\n")
+    site.answers(task)
     assert set(site.sent[0]) == {"__headers__"}
     assert "limits.methods" in site.lines()[1]["reason"]
     # The server's administrator is told in a code.
