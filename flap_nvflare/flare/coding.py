@@ -33,6 +33,7 @@ from flap_nvflare.adapter.parcel import Parcel, parcel
 from flap_nvflare.adapter.update import UpdateSpec
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import ranked_here, read_federation, read_site, state_folder
+from flap_nvflare.flare.error_log import tells_why
 from flap_nvflare.flare.held import HeldAdapter
 from flap_nvflare.flare.job import server_job
 from flap_nvflare.flare.privacy import release
@@ -48,6 +49,7 @@ class EncodeAdapter(Filter):
         # All sites get one of at most two messages of a round: each is measured once.
         self._measured: dict[tuple[int, bytes | None], int] = {}
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message for the site that asked; the one given, which all share, stays as it is."""
         job = server_job(fl_ctx)
@@ -70,6 +72,7 @@ class EncodeAdapter(Filter):
 class DecodeAdapter(Filter):
     """At a site: the adapter of a coded message; remembers what the site then holds."""
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message with plain tensors.
 
@@ -111,6 +114,7 @@ class PrivacyFilter(Filter):
         self.clip = clip
         self.noise = noise
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The reply with what may be released in the place of what was trained."""
         task = messages.handed_on(shareable)
@@ -151,6 +155,7 @@ class PrivacyFilter(Filter):
 class EncodeUpdate(Filter):
     """At a site: codes the update; remembers what its coding has lost."""
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The reply with coded bytes, without the headers that were only for filters here."""
         task = messages.handed_on(shareable)
@@ -180,6 +185,7 @@ class EncodeUpdate(Filter):
 class DecodeUpdate(Filter):
     """At the server: the update of a coded message; one that can't be read stays as it came."""
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message with plain tensors and the bytes that it had; the aggregator judges it."""
         shareable.set_header(messages.RECEIVED, messages.serialised_bytes(shareable))

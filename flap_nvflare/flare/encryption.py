@@ -32,6 +32,7 @@ from flap_nvflare.adapter.cipher import SEALED, Cipher, CipherError, make_keys
 from flap_nvflare.adapter.update import UpdateSpec, write_atomic
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import home, read_federation, simulated
+from flap_nvflare.flare.error_log import tells_why
 from flap_nvflare.settings import Federation, SettingsError
 
 SITE_CONTEXT, SERVER_CONTEXT = "client_context.tenseal", "server_context.tenseal"
@@ -83,6 +84,7 @@ class EncryptUpdate(_CipherFilter):
         super().__init__()
         self.encryption = encryption
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message with its weights sealed; metrics and error replies as they are.
 
@@ -112,6 +114,7 @@ class EncryptUpdate(_CipherFilter):
 class DecryptAdapter(_CipherFilter):
     """Opens the sealed tensors that a site gets; the first of its task data filters."""
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The message with every sealed adapter open; anything else as it is.
 

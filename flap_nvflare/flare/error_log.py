@@ -13,16 +13,21 @@ the administrator's `show_errors`, so they are hushed in the same way.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.analytix import TrackConst
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.security.logging import SECURE_LOGGING_VAR_NAME
+
+from flap_nvflare.adapter.guard import printable
 
 ERROR_LOG = "error_log.txt"
 LOG_EVENTS = (
@@ -34,6 +39,8 @@ LOG_EVENTS = (
 )
 _OWN = "flap_nvflare.flare."
 _HUSHED = "see the site's own log"
+
+Process = Callable[[Any, Shareable, FLContext], Shareable]
 
 
 class BareFormatter(logging.Formatter):
@@ -88,3 +95,22 @@ def _handlers() -> Iterator[logging.Handler]:
     for logger in list(logging.Logger.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
             yield from logger.handlers
+
+
+def tells_why(process: Process) -> Process:
+    """A filter's `process` whose errors are in the log of the machine that it runs on.
+
+    FLARE logs there the type of an error alone while its error log is kept bare. A warning
+    with no event goes to no file that FLARE uploads.
+    """
+
+    @functools.wraps(process)
+    def told(self: Any, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        try:
+            return process(self, shareable, fl_ctx)
+        except Exception as error:
+            text = f"stopped a message: {type(error).__name__}: {error}"
+            self.log_warning(fl_ctx, printable(text, 400), fire_event=False)
+            raise
+
+    return told

@@ -22,6 +22,7 @@ from flap_nvflare.adapter.container import CodecError, names
 from flap_nvflare.adapter.parcel import CONTROL
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_federation
+from flap_nvflare.flare.error_log import tells_why
 from flap_nvflare.sam.tuning import travels
 
 DXO_KEYS = {"DXO"}
@@ -43,6 +44,7 @@ class AdapterOnlyFilter(Filter):
         self.method = method
         self.offset = offset
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Returns the message untouched.
 
@@ -51,13 +53,21 @@ class AdapterOnlyFilter(Filter):
         """
         if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
             return bare_error(shareable)
-        method = self.method or read_federation(fl_ctx).method
-        extra = set(shareable) - ENVELOPE - DXO_KEYS
-        if extra:
-            raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
-        if DXO_KEYS & set(shareable):
-            check_dxo(read_body(shareable), method, self.offset)
+        check_body(shareable, self.method or read_federation(fl_ctx).method, self.offset)
         return shareable
+
+
+def check_body(shareable: Shareable, method: str, offset: bool = False) -> None:
+    """Whether a message that is no error reply may travel under `method`.
+
+    Raises:
+        ContentBlockedException: naming the first thing that may not pass.
+    """
+    extra = set(shareable) - ENVELOPE - DXO_KEYS
+    if extra:
+        raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
+    if DXO_KEYS & set(shareable):
+        check_dxo(read_body(shareable), method, offset)
 
 
 def read_body(shareable: Shareable) -> DXO:

@@ -7,27 +7,30 @@ filters. What a filter of the job adds afterwards it does not see; that is the l
 from __future__ import annotations
 
 from nvflare.apis.filter import ContentBlockedException, Filter
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from flap_nvflare.flare.context import read_limits
-from flap_nvflare.flare.filters import AdapterOnlyFilter
+from flap_nvflare.flare.error_log import tells_why
+from flap_nvflare.flare.filters import bare_error, check_body
 from flap_nvflare.site.limits import Limits
 
 
 class SiteGate(Filter):
-    """Lets through what `AdapterOnlyFilter` does under one of the site's own methods.
+    """Lets through what `filters.AdapterOnlyFilter` does under one of the site's own methods.
 
     The methods are `limits.methods` of `flap_site.yaml`; without the file, all but `full`.
 
     Args:
-        offset: see `AdapterOnlyFilter`; for messages to the site.
+        offset: see there; for messages to the site.
     """
 
     def __init__(self, offset: bool = False) -> None:
         super().__init__()
         self.offset = offset
 
+    @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Returns the message untouched.
 
@@ -35,10 +38,13 @@ class SiteGate(Filter):
             ContentBlockedException: if it passes under none of the methods.
             SettingsError: if the site's file holds a bad value; nothing passes then.
         """
+        if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
+            return bare_error(shareable)
         limits = read_limits(fl_ctx) or Limits()
         for method in limits.methods:
             try:
-                return AdapterOnlyFilter(method, self.offset).process(shareable, fl_ctx)
+                check_body(shareable, method, self.offset)
+                return shareable
             except ContentBlockedException as error:
                 blocked = error
         raise ContentBlockedException(

@@ -52,7 +52,10 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteContext:
 
 
 def own_process(context: SiteContext, switch: str) -> None:
-    text = f"data_root: {context.local.parent / 'scans'}\ndevice: cpu\nown_process: {switch}\n"
+    text = (
+        f"data_root: {context.local.parent / 'scans'}\ndevice: cpu\nown_process: {switch}\n"
+        "limits:\n  ranges:\n    local_epochs: [1, 300]\n"
+    )
     (context.local / "flap_site.yaml").write_text(text, encoding="utf-8")
 
 

@@ -42,7 +42,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteContext:
     context = SiteContext(tmp_path)
     write_sites(tmp_path / "scans", ("A",))
     (context.local / "flap_site.yaml").write_text(
-        f"data_root: {tmp_path / 'scans'}\ndevice: cpu\nprocesses: 2\n", encoding="utf-8"
+        f"data_root: {tmp_path / 'scans'}\ndevice: cpu\nprocesses: 2\n"
+        "limits:\n  ranges:\n    local_epochs: [1, 500]\n",
+        encoding="utf-8",
     )
     return context
 
