@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flap_nvflare.adapter.update import load_update, save_update
+from flap_nvflare.bundle.trained import SETTINGS
 from flap_nvflare.settings import SettingsError
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.work import SiteWork
@@ -135,7 +136,8 @@ class Alone:
 
     def _save(self, name: str, index: int) -> None:
         work = self.work
-        save_update(self.folder / name, work.adapter(), work.spec_whole(), {"round": str(index)})
+        extra = {"round": str(index), SETTINGS: json.dumps(work.federation.to_dict())}
+        save_update(self.folder / name, work.adapter(), work.spec_whole(), extra)
 
     def _score(self, adapter: str, splits: tuple[str, ...]) -> dict[str, Any]:
         scores: dict[str, SiteScore] = {

@@ -26,6 +26,7 @@ from flap_nvflare.aggregation.cut import strongest_first
 from flap_nvflare.aggregation.rule import Aggregate
 from flap_nvflare.aggregation.sampling import sampled_sites
 from flap_nvflare.aggregation.server import ServerState
+from flap_nvflare.bundle.trained import SETTINGS
 from flap_nvflare.combinations import check
 from flap_nvflare.flare.context import read_federation, run_folder
 from flap_nvflare.flare.encryption import server_cipher
@@ -134,7 +135,8 @@ class ServerJob:
         if self.federation.site_ranks:  # a site of smaller rank takes the first directions
             whole = strongest_first(whole)
         frozen = {**self.fixed, **self.state.offset}
-        self.folder.save(f"sites/{site}", whole, spec, frozen, round=round_index)
+        said = {"round": round_index, SETTINGS: self.federation.to_dict()}
+        self.folder.save(f"sites/{site}", whole, spec, frozen, **said)
 
     def load_adapter(
         self, name: str, rank: int
@@ -334,9 +336,9 @@ def _save_best(
     ordered = dict(sorted(scores.items()))
     score = sum(ordered.values()) / len(ordered)
     frozen = {} if job.cipher is not None else {**job.fixed, **state.offset}
-    job.folder.save(
-        BEST, state.tensors, job.stored, frozen, rounds=rounds, score=score, scores=ordered
-    )
+    said = {"rounds": rounds, "score": score, "scores": ordered}
+    said[SETTINGS] = job.federation.to_dict()
+    job.folder.save(BEST, state.tensors, job.stored, frozen, **said)
 
 
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
@@ -374,5 +376,6 @@ def save_round(job: ServerJob, round_index: int) -> None:
         {prefix + name: value for prefix, part in parts.items() for name, value in part.items()},
         turned=state.turned,
     )
-    job.folder.save(LAST, state.tensors, job.stored, job.unchanging, rounds=round_index + 1)
+    said = {"rounds": round_index + 1, SETTINGS: job.federation.to_dict()}
+    job.folder.save(LAST, state.tensors, job.stored, job.unchanging, **said)
     job.folder.drop_states(round_index + 1)

@@ -23,11 +23,11 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def federation() -> Federation:
     return Federation.from_dict(SETTINGS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def site(scans: Path) -> Site:
     return Site("A", scans, device="cpu")
