@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from flap_nvflare.sam.checkpoint import PACKAGED, file_sha256
 from flap_nvflare.sam.tuning import count
 from flap_nvflare.settings import Federation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "custom" / "README.md",
+    *sorted((ROOT / "flap_nvflare").glob("*/README.md")),
+]
 
 
 def test_the_table_of_methods_is_what_count_prints() -> None:
@@ -19,12 +26,14 @@ def test_the_table_of_methods_is_what_count_prints() -> None:
         assert line in README.replace("*", ""), row.method
 
 
-def test_every_file_it_links_to_is_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_page_links_to_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert links
     for link in links:
-        path, _, heading = link.partition("#")
-        page = ROOT / path if path else ROOT / "README.md"
+        name, _, heading = link.partition("#")
+        page = path.parent / name if name else path
         assert page.exists(), link
         if heading:
             headings = re.findall(
@@ -34,9 +43,10 @@ def test_every_file_it_links_to_is_there() -> None:
             assert heading in slugs, link
 
 
-def test_every_module_and_test_it_runs_is_there() -> None:
-    modules = re.findall(r"python -m (flap_nvflare[.\w]*)", README)
-    paths = re.findall(r"pytest (?:-n 0 )?-m slow (tests/\S+\.py)", README)
+def test_every_module_and_test_that_a_page_runs_is_there() -> None:
+    whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    modules = re.findall(r"python -m (flap_nvflare[.\w]*)", whole)
+    paths = re.findall(r"pytest (?:-n 0 )?-m slow (tests/\S+\.py)", whole)
     assert modules
     assert paths
     for module in modules:
