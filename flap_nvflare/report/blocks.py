@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from flap_nvflare.report.charts import Tick, nice_axis
 from flap_nvflare.report.figures import TIMINGS
 from flap_nvflare.report.scores import Spread
-from flap_nvflare.report.units import DASH, dice_text, seconds_text, signed_text
+from flap_nvflare.report.units import DASH, axis_texts, dice_text, seconds_text, signed_text
 from flap_nvflare.report.values import number, shown
 
+MOST_ROWS = 24  # of intervals and bars; tables hold all
 _MOST_STACKS = 12
 TIMING_NAMES = {
     "open": "loading",
@@ -80,14 +81,18 @@ def forest(named: Sequence[tuple[str, str, Spread]]) -> Forest | None:
     def at(value: float | None) -> float | None:
         return None if value is None else min(100.0, max(0.0, axis.place(value)))
 
+    ticks = tuple(
+        Tick(axis.place(tick), text)
+        for tick, text in zip(axis.ticks, axis_texts(axis.ticks), strict=True)
+    )
     rows = [
         Interval(
             shown(name, 40), note, spread_text(one), at(one.mean) or 0.0, at(one.low), at(one.high)
         )
         for name, note, one in named
         if one.mean is not None
-    ]
-    return Forest(tuple(rows), tuple(Tick(axis.place(tick), f"{tick:g}") for tick in axis.ticks))
+    ][:MOST_ROWS]
+    return Forest(tuple(rows), ticks)
 
 
 def spread_text(one: Spread) -> str:
@@ -111,7 +116,7 @@ def gain_bars(by_site: Mapping[str, object]) -> tuple[Bar, ...]:
             width=round(100 * abs(value) / reach, 3),
             negative=value < 0,
         )
-        for site, value in known.items()
+        for site, value in list(known.items())[:MOST_ROWS]
     )
 
 

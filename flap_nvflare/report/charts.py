@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flap_nvflare.report.figures import Points
 from flap_nvflare.report.palette import SERIES
-from flap_nvflare.report.units import NONE
+from flap_nvflare.report.units import NONE, axis_texts, decade_texts
 from flap_nvflare.report.values import shown
 
 _MOST_DOTS = 800  # beyond them the points of a chart stand in its table alone
@@ -117,6 +117,7 @@ def line_chart(
     title: str,
     unit: str,
     text: Callable[[float | None], str],
+    tick_unit: str = "",
     x_label: str = "round",
     log: bool = False,
     zero: bool = False,
@@ -130,7 +131,8 @@ def line_chart(
         series: what to draw; the last lies on top.
         key, title, unit, x_label, note: as in `Chart`.
         text: a figure with its unit.
-        log: whether the upright axis is logarithmic; points of 0 or less are then left out.
+        tick_unit: what stands behind the numbers of an even upright axis.
+        log: whether the upright axis is logarithmic, of bytes; points of 0 are then left out.
         zero: whether the upright axis starts at 0.
         limits: what the upright axis never goes beyond.
         table_of: what the table holds in place of `series`.
@@ -143,6 +145,7 @@ def line_chart(
     xs, ys = [x for x, _ in points], [y for _, y in points]
     across = whole_axis(min(xs), max(xs))
     upright = log_axis(min(ys), max(ys)) if log else nice_axis(min(ys), max(ys), zero, limits)
+    labels = decade_texts(upright.ticks) if log else axis_texts(upright.ticks, tick_unit)
     dots = len(points) <= _MOST_DOTS
     told = [(shown(one.name, 40), one.role) for one in series if one.role != "faint"]
     faint = sum(one.role == "faint" for one in series)
@@ -157,7 +160,10 @@ def line_chart(
         lines=tuple(_line(one, across, upright, text, x_label, dots) for one in series),
         legend=tuple(told) if len(told) > 1 else (),
         x_ticks=tuple(Tick(across.place(at), f"{at:g}") for at in across.ticks),
-        y_ticks=tuple(Tick(100 - upright.place(at), text(at)) for at in upright.ticks),
+        y_ticks=tuple(
+            Tick(round(100 - upright.place(at), 3), label)
+            for at, label in zip(upright.ticks, labels, strict=True)
+        ),
         table=points_table(table_of or series, text, x_label),
         note=note,
     )
@@ -255,7 +261,7 @@ def _line(
         path.append(f"{'L' if pen_down else 'M'}{left:g} {top:g}")
         marks.append(Dot(left, top, f"{shown(one.name, 40)}, {x_label} {x:g}: {text(y)}"))
         pen_down = True
-    keep = (dots and one.role != "faint") or len(marks) == 1
+    keep = (dots and one.role not in ("faint", "full")) or len(marks) == 1
     return Line(one.name, one.role, "".join(path), tuple(marks) if keep else ())
 
 

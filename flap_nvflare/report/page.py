@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from flap_nvflare.report import blocks, figures, scores, sections
+from flap_nvflare.report import blocks, figures, run_charts, run_tables, score_tables, scores
 from flap_nvflare.report.palette import heat_css
 from flap_nvflare.report.pictures import pictures
 from flap_nvflare.report.read import DATA, Run
-from flap_nvflare.report.values import shown
+from flap_nvflare.report.values import mapping, shown
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,43 +24,44 @@ def render_run(run: Run) -> str:
     spent = figures.seconds_by_site(run)
     found, missing = pictures(run)
     evaluated = scores.models(run)
+    gains = mapping(scores.gain(run).get("sites"))
     return render(
         "report.html",
         title=run.name,
         banner=data_banner([run.data]),
-        lead=sections.lead(run),
-        notes=sections.notes(run),
-        tiles=sections.tiles(run),
-        dice=sections.dice_chart(run),
-        loss=sections.loss_chart(run),
-        bytes=sections.bytes_chart(run),
-        error=sections.error_chart(run),
-        seconds=sections.seconds_chart(run),
+        lead=run_charts.lead(run),
+        notes=run_charts.notes(run),
+        tiles=run_charts.tiles(run),
+        dice=run_charts.dice_chart(run),
+        loss=run_charts.loss_chart(run),
+        bytes=run_charts.bytes_chart(run),
+        error=run_charts.error_chart(run),
+        seconds=run_charts.seconds_chart(run),
         encrypted=run.setting("encryption") == "he",
         alone=run.alone,
-        sites=sections.site_table(run),
+        sites=score_tables.site_table(run),
         result=scores.result_model(run),
-        matrix=sections.matrix(run),
+        matrix=score_tables.matrix(run),
         forest=blocks.forest(
-            [(one.name, sections.trained_on(one), one.spread()) for one in evaluated]
+            [(one.name, score_tables.trained_on(one), one.spread()) for one in evaluated]
         ),
-        models=sections.model_table(run, evaluated),
-        classes=sections.class_table(run, evaluated),
-        gain=blocks.gain_bars(scores.gain(run).get("sites") or {}),
-        gain_mean=sections.gain_line(run),
-        evaluated=bool(evaluated),
-        tolerance=sections.tolerance(run),
-        bootstrap=sections.bootstrap(run),
+        models=score_tables.model_table(run, evaluated),
+        classes=score_tables.class_table(run, evaluated),
+        gain=blocks.gain_bars(gains),
+        gains=score_tables.gain_table(gains),
+        gain_mean=score_tables.gain_line(run),
+        tolerance=score_tables.tolerance(run),
+        bootstrap=score_tables.bootstrap(run),
         pictures=found,
         picture_faults=missing,
-        faults=sections.fault_table(run),
+        faults=run_tables.fault_table(run),
         stacks=blocks.time_stacks(spent),
         stack_legend=blocks.timing_legend(spent),
-        times=sections.time_table(spent),
-        privacy=sections.privacy_table(run),
-        privacy_notes=sections.privacy_notes(run),
-        settings=sections.settings(run),
-        provenance=sections.provenance(run),
+        times=run_tables.time_table(spent),
+        privacy=run_tables.privacy_table(run),
+        privacy_notes=run_tables.privacy_notes(run),
+        settings=run_tables.settings(run),
+        provenance=run_tables.provenance(run),
     )
 
 
@@ -80,17 +82,21 @@ def data_banner(kinds: list[str]) -> tuple[str, str]:
 
 def render(template: str, **values: Any) -> str:
     """Fills a template; every text is escaped, the style sheet alone is the package's own."""
-    loader = FileSystemLoader(_TEMPLATES)
-    rooms = Environment(
-        loader=loader,
+    css = (_TEMPLATES / "style.css").read_text(encoding="utf-8") + heat_css()
+    return _environment().get_template(template).render(css=Markup(css), **values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rooms.filters["short"] = shown
-    css = (_TEMPLATES / "style.css").read_text(encoding="utf-8") + heat_css()
-    return rooms.get_template(template).render(css=Markup(css), **values)
+    found.filters["short"] = shown
+    return found
 
 
 def write_page(path: Path, text: str) -> None:

@@ -13,11 +13,13 @@ from flap_nvflare.report.values import (
     mapping,
     read_json,
     read_lines,
+    shown,
     texts,
 )
 
 DESCRIPTION, ROUNDS, CROSS_SITE = "run.json", "rounds.jsonl", "cross_site.json"
 SCORES, EVALUATION = "scores.json", "evaluation.json"
+_NAME_OF_RUN = 80  # characters
 DATA = ("synthetic", "sites' own")  # what run.json may say of the scans
 
 
@@ -91,7 +93,7 @@ def read_run(path: Path) -> Run:
     cross = {model: mapping(by) for model, by in read_json(path / CROSS_SITE).items()}
     return Run(
         path=path,
-        name=str(description.get("run") or path.resolve().name),
+        name=shown(description.get("run") or path.resolve().name, _NAME_OF_RUN),
         alone=False,
         finished=description.get("finished") is True,
         data=_data(data, evaluation, [mapping(line.get("sites")) for line in lines]),
@@ -121,7 +123,7 @@ def _alone(
     test = mapping(scores.get("test"))
     return Run(
         path=path,
-        name=path.resolve().name,
+        name=shown(path.resolve().name, _NAME_OF_RUN),
         alone=True,
         finished=bool(scores),
         data=_data(None, evaluation, []),
@@ -160,5 +162,5 @@ def _sites(
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts site-2 before site-10."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
     return [(int(part), "") if part.isascii() and part.isdigit() else (0, part) for part in parts]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 DASH = "\N{EN DASH}"  # between two numbers, and for none
 NONE = DASH
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -61,10 +64,23 @@ def times_text(value: float | None) -> str:
     return NONE if value is None else digits(value, 2 if value < 100 else 4)
 
 
+def axis_texts(ticks: Sequence[float], unit: str = "") -> list[str]:
+    """Labels of an even scale, all with the decimals that its step needs."""
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=0.0)
+    decimals = next((n for n in range(9) if abs(round(step, n) - step) < 1e-6 * step), 9)
+    return [f"{tick:,.{decimals}f}{unit}" for tick in ticks]
+
+
+def decade_texts(ticks: Sequence[float]) -> list[str]:
+    """Labels of a scale of powers of ten, in bytes: "10 kB"."""
+    return [bytes_text(tick).replace(".00", "").replace(".0", "") for tick in ticks]
+
+
 def digits(value: float, most: int = 3) -> str:
     """So many digits that count, without an exponent for the sizes that occur."""
     if value == 0:
         return "0"
+    value = float(f"{value:.{most - 1}e}")  # before its digits are counted: 0.9996 has one before
     size = abs(value)
     if size < 1e-4 or size >= 1e15:
         return f"{value:.{most - 1}e}"

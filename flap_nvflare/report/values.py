@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 _MOST_BYTES = 256 * 2**20  # of one file of JSON
+_LARGEST = 1e18  # of what a run counts or measures
 NAME_LENGTH = 24  # characters of a name that are shown
 
 
@@ -17,20 +17,20 @@ class ReportError(ValueError):
 
 
 def number(value: Any) -> float | None:
-    """A finite number, else None."""
+    """A finite number of a size that occurs, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         found = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return found if abs(found) <= _LARGEST else None
 
 
 def count(value: Any) -> int:
     """A whole number of zero or more; 0 for everything else."""
     found = number(value)
-    return int(found) if found is not None and 0 <= found < 2**63 else 0
+    return int(found) if found is not None and found >= 0 else 0
 
 
 def share(value: Any) -> float | None:
