@@ -18,7 +18,7 @@ from flap_nvflare.report.units import (
     seconds_text,
     times_text,
 )
-from flap_nvflare.report.values import shown
+from flap_nvflare.report.values import mapping, shown
 
 
 def render_runs(runs: Sequence[Run]) -> str:
@@ -35,7 +35,9 @@ def render_runs(runs: Sequence[Run]) -> str:
         dice=_curves(runs, names),
         spent=_bytes_curves(runs, names),
         different=difference_table(runs, names),
-        alike=len(_settings(runs)) - len(differences(runs)),
+        alike=sum(
+            len({plain_text(run.setting(name)) for run in runs}) == 1 for name in _settings(runs)
+        ),
     )
 
 
@@ -52,11 +54,15 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("data", lambda run: run.data),
         ("sites", lambda run: ", ".join(run.sites)),
-        ("base, SHA-256", lambda run: run.description.get("base_sha256")),
+        ("base, SHA-256", lambda run: shown(run.description.get("base_sha256"), 13)),
         ("parameters that travel", lambda run: run.description.get("parameters")),
-        ("versions", lambda run: run.description.get("versions")),
     ]
+    versions = [mapping(run.description.get("versions")) for run in runs]
+    packages = dict.fromkeys(name for one in versions for name in one)
     found = [(name, [plain_text(read(run)) for run in runs]) for name, read in facts]
+    found += [
+        (f"version of {name}", [plain_text(one.get(name)) for one in versions]) for name in packages
+    ]
     found += [(name, [plain_text(run.setting(name)) for run in runs]) for name in _settings(runs)]
     return [(name, values) for name, values in found if len(set(values)) > 1]
 

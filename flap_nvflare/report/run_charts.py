@@ -28,14 +28,15 @@ def lead(run: Run) -> str:
     said = mapping(run.federation)
     if not said:
         return "a site that trained alone; its settings stand in scores.json at its end"
-    kind = "one site alone" if run.alone else f"rule {shown(said.get('rule'))}"
-    parts = [
-        f"method {shown(said.get('method'))}",
-        f"rank {shown(said.get('rank'))}",
-        kind,
-        f"{shown(said.get('arch'))} at {shown(said.get('image_size'))} px",
-        f"classes {', '.join(shown(name) for name in run.class_names)}",
+    parts = ["one site alone"] if run.alone else []
+    parts += [
+        f"{name} {shown(said[name])}"
+        for name in ("method", "rank", "rule")
+        if name in said and not (run.alone and name == "rule")
     ]
+    if "arch" in said and "image_size" in said:
+        parts.append(f"{shown(said['arch'])} at {shown(said['image_size'])} px")
+    parts.append(f"classes {', '.join(shown(name) for name in run.class_names)}")
     if said.get("personal") not in (None, "none"):
         parts.append(f"personal {shown(said.get('personal'))}")
     if said.get("encryption") == "he":

@@ -58,7 +58,13 @@ def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
     """The evaluated models side by side, means over the classes."""
     if not models:
         return None
-    header = ("model", "kind", "Dice", "worst site", "its Dice", "NSD", "HD95, mm", "Dice, paper")
+    header = ["model", "kind", "Dice", "worst site", "its Dice", "NSD", "HD95, mm"]
+    others = [
+        (name, title)
+        for name, title in (("dice_paper", "Dice, paper"), ("dice_flamby", "Dice, FLamby"))
+        if any(name in model.summary for model in models)
+    ]
+    header += [title for _, title in others]
     lines = []
     for model in models:
         dice = model.spread()
@@ -71,10 +77,10 @@ def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
                 dice_text(dice.worst),
                 dice_text(model.spread("nsd").mean),
                 millimetres_text(model.spread("hd95").mean),
-                dice_text(model.spread("dice_paper").mean),
+                *(dice_text(model.spread(name).mean) for name, _ in others),
             )
         )
-    return Table(header, tuple(lines), left=2)
+    return Table(tuple(header), tuple(lines), left=2)
 
 
 def class_table(run: Run, models: Sequence[scores.Model]) -> Table | None:

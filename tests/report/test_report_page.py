@@ -242,13 +242,14 @@ def test_a_comparison_says_what_differs(tmp_path: Path) -> None:
     found = dict(differences(runs))
     assert found["rank"] == ["8", "4"]
     assert found["upload"] == ["\N{EN DASH}", "int4"]
-    assert "versions" in found
+    assert found["version of torch"] == ["2.13.0", "2.9.0"]
     assert "rule" not in found
     page = check(render_runs(runs))
     assert "kits/1" in page.text
     assert "Validation Dice, mean of sites" in page.text
     alike = check(render_runs([runs[0], runs[0]]))
     assert "Nothing: settings, scans" in alike.text
+    assert f"{len(runs[0].federation) - 2} other settings are the same" in page.text
     assert "1 kits/1" in alike.text  # two of one name are told apart
 
 
