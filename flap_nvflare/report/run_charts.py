@@ -20,14 +20,13 @@ from flap_nvflare.report.values import mapping, number, shown
 
 # Seconds of a unit, its sign, and from how many of it on an axis is in it.
 _TIME_UNITS = ((3600, "h", 3), (60, "min", 5), (1, "s", 0))
-_MOST_SITES_OF_MEAN = 1  # with one site its line is the mean's
 
 
 def lead(run: Run) -> str:
     """The run in one line: method, network, size."""
-    said = mapping(run.federation)
+    said = run.federation
     if not said:
-        return "a site that trained alone; its settings stand in scores.json at its end"
+        return "The settings are not recorded yet." if run.alone else "The settings are missing."
     parts = ["one site alone"] if run.alone else []
     parts += [
         f"{name} {shown(said[name])}"
@@ -146,7 +145,7 @@ def _with_mean(by_site: Mapping[str, figures.Points], every: bool = False) -> li
         if every
         else coloured(by_site)
     )
-    if len(by_site) > _MOST_SITES_OF_MEAN:
+    if len(by_site) > 1:  # with one site its line is the mean's
         series.append(Series("mean of sites", figures.mean_of_sites(dict(by_site)), "mean"))
     return series
 
