@@ -42,11 +42,11 @@ def render_run(run: Run) -> str:
         sites=score_tables.site_table(run),
         result=scores.result_model(run),
         matrix=score_tables.matrix(run),
-        forest=blocks.forest(
-            [(one.name, score_tables.trained_on(one), one.spread()) for one in evaluated]
-        ),
+        forest=blocks.forest(scores.side_by_side(run)),
         models=score_tables.model_table(run, evaluated),
         classes=score_tables.class_table(run, evaluated),
+        unseen=score_tables.unseen_table(run),
+        score_notes=score_tables.notes(run),
         gain=blocks.gain_bars(gains),
         gains=score_tables.gain_table(gains),
         gain_mean=score_tables.gain_line(run),

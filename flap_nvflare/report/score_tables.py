@@ -9,7 +9,7 @@ from flap_nvflare.report.charts import Table
 from flap_nvflare.report.heat_map import HeatMap, heat_map
 from flap_nvflare.report.read import Run
 from flap_nvflare.report.units import NONE, bytes_text, dice_text, millimetres_text, signed_text
-from flap_nvflare.report.values import mapping, number, shown
+from flap_nvflare.report.values import mapping, number, shown, texts
 
 
 def site_table(run: Run) -> Table | None:
@@ -45,15 +45,6 @@ def matrix(run: Run) -> HeatMap | None:
     return heat_map(values, columns, named, own)
 
 
-def trained_on(model: scores.Model) -> str:
-    """Whose data a model saw."""
-    if not model.trained_on:
-        return ""
-    if len(model.trained_on) > 6:
-        return f"{len(model.trained_on)} sites"
-    return "trained on " + ", ".join(shown(site) for site in model.trained_on)
-
-
 def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
     """The evaluated models side by side, means over the classes."""
     if not models:
@@ -70,7 +61,7 @@ def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
         dice = model.spread()
         lines.append(
             (
-                shown(model.name),
+                shown(scores.model_label(model.name), 32),
                 shown(model.kind).replace("_", " "),
                 blocks.spread_text(dice),
                 shown(dice.worst_site) or NONE,
@@ -92,7 +83,7 @@ def class_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
             dice = model.spread("dice", name)
             lines.append(
                 (
-                    shown(model.name),
+                    shown(scores.model_label(model.name), 32),
                     shown(name),
                     blocks.spread_text(dice),
                     dice_text(model.spread("nsd", name).mean),
@@ -103,6 +94,30 @@ def class_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
                 )
             )
     return Table(header, tuple(lines), left=2) if lines else None
+
+
+def unseen_table(run: Run) -> Table | None:
+    """Sites that a federation was trained without, beside the one that had them."""
+    found = scores.unseen(run)
+    if not found:
+        return None
+    header = ("site", "model", "Dice there", "with the site", "difference")
+    lines = tuple(
+        (
+            shown(site),
+            shown(name),
+            dice_text(without),
+            dice_text(with_it),
+            NONE if without is None or with_it is None else signed_text(without - with_it),
+        )
+        for site, name, without, with_it in found
+    )
+    return Table(header, lines, left=2)
+
+
+def notes(run: Run) -> list[str]:
+    """What the evaluation says of itself."""
+    return [shown(note, 400) for note in texts(run.evaluation.get("notes"))[:12]]
 
 
 def gain_line(run: Run) -> str:

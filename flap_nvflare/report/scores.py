@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flap_nvflare.report.read import Run
-from flap_nvflare.report.values import count, mapping, mean, number, rows, share, texts
+from flap_nvflare.report.values import count, mapping, mean, number, rows, share, shown, texts
 
 # Which of the models is the run's result, the first that is there.
 _RESULTS = ("federated", "best", "last")
@@ -74,11 +74,7 @@ def matrix(run: Run) -> dict[str, dict[str, float | None]]:
     sites = {_OWN + site: place for place, site in enumerate(run.sites, start=len(order))}
     names = sorted(cross, key=lambda name: (order.get(name, sites.get(name, 10**9)), name))
     return {
-        name: {
-            site: share(mapping(mapping(score).get("dice")).get("mean"))
-            for site, score in cross[name].items()
-        }
-        for name in names
+        name: {site: _mean_dice(score) for site, score in cross[name].items()} for name in names
     }
 
 
@@ -99,13 +95,53 @@ def models(run: Run) -> list[Model]:
             name=name,
             kind=str(mapping(model).get("kind", "")),
             trained_on=tuple(texts(mapping(model).get("trained_on"))),
-            summary={
-                figure: {key: _spread(mapping(one)) for key, one in mapping(by_class).items()}
-                for figure, by_class in mapping(mapping(model).get("summary")).items()
-            },
+            summary=_summary(mapping(model)),
         )
         for name, model in mapping(run.evaluation.get("models")).items()
     ]
+
+
+def side_by_side(run: Run) -> list[tuple[str, str, Spread]]:
+    """Name, note and test Dice of the models that a reader compares first.
+
+    The federation's, the sites alone each at home, pooled data, federations without a site; the
+    single sites' models stand in the tables, and here only if there is nothing else to compare.
+    """
+    all_of_them = models(run)
+    first = [one for one in all_of_them if one.kind != "local" and not own_site(one.name)]
+    found = [(one.name, trained_on(one), one.spread()) for one in first]
+    if home := _summary(mapping(run.evaluation.get("local_only"))):
+        spread = home.get("dice", {}).get("mean", Spread())
+        found.insert(1, ("local only", "each site alone, at home", spread))
+    if len(found) < 2:
+        return [(model_label(one.name), trained_on(one), one.spread()) for one in all_of_them]
+    return found
+
+
+def trained_on(model: Model) -> str:
+    """Whose data a model saw."""
+    if not model.trained_on:
+        return ""
+    if len(model.trained_on) > 6:
+        return f"trained on {len(model.trained_on)} sites"
+    return "trained on " + ", ".join(shown(site) for site in model.trained_on)
+
+
+def unseen(run: Run) -> list[tuple[str, str, float | None, float | None]]:
+    """Of sites that a federation was trained without: site, model, its Dice there, the result's."""
+    ours = mapping(
+        mapping(mapping(run.evaluation.get("models")).get(result_model(run))).get("sites")
+    )
+    found = []
+    for name, model in mapping(run.evaluation.get("models")).items():
+        for site, score in mapping(mapping(model).get("sites")).items():
+            if mapping(model).get("kind") == "left_out" and mapping(score).get("seen") is False:
+                found.append((site, name, _mean_dice(score), _mean_dice(ours.get(site))))
+    return found
+
+
+def _mean_dice(score: Any) -> float | None:
+    return share(mapping(mapping(score).get("dice")).get("mean"))
 
 
 def result_model(run: Run) -> str:
@@ -125,10 +161,7 @@ def result_dice(run: Run) -> tuple[str, Spread]:
     for model in models(run):
         if model.name == name:
             return name, model.spread()
-    scores = {
-        site: share(mapping(mapping(score).get("dice")).get("mean"))
-        for site, score in run.cross_site.get(name, {}).items()
-    }
+    scores = {site: _mean_dice(score) for site, score in run.cross_site.get(name, {}).items()}
     known = {site: score for site, score in scores.items() if score is not None}
     if not known:
         return name, Spread()
@@ -158,6 +191,13 @@ def site_rows(run: Run) -> list[SiteRow]:
 def gain(run: Run) -> dict[str, Any]:
     """The collaborative gain as the evaluation gives it; empty without one."""
     return mapping(run.evaluation.get("collaborative_gain"))
+
+
+def _summary(values: dict[str, Any]) -> dict[str, dict[str, Spread]]:
+    return {
+        figure: {key: _spread(mapping(one)) for key, one in mapping(by_class).items()}
+        for figure, by_class in mapping(values.get("summary")).items()
+    }
 
 
 def _spread(values: dict[str, Any]) -> Spread:

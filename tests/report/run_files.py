@@ -128,7 +128,7 @@ def spread(mean: float, worst_site: str) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, sites: list[str], pictures: int = 1, **changes: Any) -> None:
-    """`evaluation.json` with the federated model, two local ones and the pooled one."""
+    """`evaluation.json`: the federated model, two local ones, a pooled one, one without a site."""
 
     def model(kind: str, trained_on: list[str], dice: float) -> dict[str, Any]:
         by_class = {"kidney": dice + 0.2, "tumour": dice - 0.2, "mean": dice}
@@ -179,7 +179,10 @@ def write_evaluation(folder: Path, sites: list[str], pictures: int = 1, **change
             "federated": model("federated", sites, 0.6),
             **{f"local_{site}": model("local", [site], 0.5) for site in sites[:2]},
             "pooled": model("pooled", sites, 0.63),
+            f"without_{sites[-1]}": model("left_out", sites[:-1], 0.58),
         },
+        "local_only": {"summary": {"dice": {"mean": spread(0.47, sites[0])}}},
+        "notes": ["Scores are of the adapter of round 3."],
         "collaborative_gain": {
             "reference": "local",
             "model": "federated",

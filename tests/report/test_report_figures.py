@@ -87,6 +87,33 @@ def test_an_evaluation_comes_before_the_runs_own_scores(tmp_path: Path) -> None:
     assert said["evaluated"]
 
 
+def test_models_side_by_side_are_the_federation_and_its_baselines(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["A", "B"])
+    write_evaluation(folder, ["A", "B"])
+    run = read_run(folder)
+    found = [(name, note, one.mean) for name, note, one in scores.side_by_side(run)]
+    assert found == [
+        ("federated", "trained on A, B", 0.6),
+        ("local only", "each site alone, at home", 0.47),
+        ("pooled", "trained on A, B", 0.63),
+        ("without_B", "trained on A", 0.58),
+    ]
+    assert scores.unseen(run) == [("B", "without_B", pytest.approx(0.29), pytest.approx(0.3))]
+
+
+def test_without_baselines_the_sites_own_models_are_compared(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["A", "B"])
+    write_evaluation(folder, ["A", "B"], local_only=None)
+    values = json.loads((folder / "evaluation.json").read_text())
+    ours = values["models"]["federated"]
+    values["models"] = {"federated": ours, "site_A": {**ours, "kind": "adapter"}}
+    (folder / "evaluation.json").write_text(json.dumps(values))
+    assert [name for name, _, _ in scores.side_by_side(read_run(folder))] == [
+        "federated",
+        "A's own",
+    ]
+
+
 def test_faults_that_are_alike_are_one(tmp_path: Path) -> None:
     refused = [{"site": "B", "round": 0, "key": "x.lora_a", "reason": "holds NaN"}]
     lines = [

@@ -122,6 +122,8 @@ def test_a_page_of_every_kind_of_run(tmp_path: Path) -> None:
     assert "98 other sites" in texts["many sites"]
     assert "0.600 (0.550\N{EN DASH}0.650)" in texts["evaluated"]
     assert "+0.030" in texts["evaluated"]
+    assert "Federations without a site" in texts["evaluated"]
+    assert "Scores are of the adapter of round 3." in texts["evaluated"]
     assert "NSD with a tolerance of 2 mm" in texts["evaluated"]
     assert sum(tag == "img" for tag, _ in pages["evaluated"].tags) == 2
     assert "flap-nvflare evaluate RUN" in texts["whole"]
