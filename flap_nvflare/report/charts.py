@@ -211,7 +211,7 @@ def nice_axis(
     if limits is not None:
         first = max(first, math.ceil(limits[0] / step - 1e-9))
         last = min(last, math.floor(limits[1] / step + 1e-9))
-    ticks = tuple(round(place * step, 12) for place in range(first, last + 1))
+    ticks = tuple(float(f"{place * step:.12g}") for place in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks)
 
 

@@ -83,8 +83,10 @@ def dice_by_site(run: Run) -> dict[str, Points]:
         found = {site: [(x - 1, y) for x, y in points] for site, points in found.items()}
     for site, dice in mapping(run.description.get("validation_dice_last")).items():
         found.setdefault(site, []).append((len(run.rounds), share(mapping(dice).get("mean"))))
-    known = {site: [(x, y) for x, y in points if y is not None] for site, points in found.items()}
-    return {site: points for site, points in known.items() if points}  # type: ignore[misc]
+    known: dict[str, Points] = {
+        site: [(x, y) for x, y in points if y is not None] for site, points in found.items()
+    }
+    return {site: points for site, points in known.items() if points}
 
 
 def loss_by_site(run: Run) -> dict[str, Points]:

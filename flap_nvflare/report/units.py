@@ -67,6 +67,8 @@ def times_text(value: float | None) -> str:
 def axis_texts(ticks: Sequence[float], unit: str = "") -> list[str]:
     """Labels of an even scale, all with the decimals that its step needs."""
     step = min((b - a for a, b in itertools.pairwise(ticks)), default=0.0)
+    if 0 < step < 1e-4:
+        return [f"{tick:g}{unit}" for tick in ticks]
     decimals = next((n for n in range(9) if abs(round(step, n) - step) < 1e-6 * step), 9)
     return [f"{tick:,.{decimals}f}{unit}" for tick in ticks]
 

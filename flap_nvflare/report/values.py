@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST_BYTES = 256 * 2**20  # of one file of JSON
-_LARGEST = 1e18  # of what a run counts or measures
+_LARGEST = 1e15  # of what a run counts or measures
 NAME_LENGTH = 24  # characters of a name that are shown
 
 

@@ -48,6 +48,13 @@ def test_a_scale_of_powers_holds_its_ends(low: float, times: float) -> None:
     assert all(math.log10(tick) == round(math.log10(tick)) for tick in axis.ticks)
 
 
+def test_the_error_of_an_exact_rule_has_a_scale() -> None:
+    axis = nice_axis(2e-17, 8e-17, zero=True)
+    assert axis.ticks == (0.0, 2e-17, 4e-17, 6e-17, 8e-17)
+    assert units.axis_texts(axis.ticks, " %")[1] == "2e-17 %"
+    assert axis.place(6e-17) == 75.0
+
+
 def test_a_dice_axis_stays_within_its_limits() -> None:
     axis = nice_axis(0.97, 1.0, limits=(0.0, 1.0))
     assert axis.high == 1.0
