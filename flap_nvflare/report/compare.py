@@ -77,8 +77,8 @@ def difference_table(runs: Sequence[Run], names: Sequence[str]) -> Table | None:
 def figure_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """One row a run: its headline."""
     header = (
-        "run", "scans", "test Dice", "worst site", "its Dice", "rounds", "bytes up", "bytes down",
-        "fewer than full", "time", "refused",
+        "run", "scans", "mean Dice", "cases", "worst site", "its Dice", "rounds",
+        "bytes up", "bytes down", "fewer than full", "time", "refused",
     )  # fmt: skip
     lines = []
     for name, run in zip(names, runs, strict=True):
@@ -89,6 +89,7 @@ def figure_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
                 name,
                 run.data,
                 blocks.spread_text(dice),
+                run.split,
                 shown(dice.worst_site) or NONE,
                 dice_text(dice.worst),
                 f"{said['rounds_finished']} of {said['rounds']}",

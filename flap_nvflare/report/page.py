@@ -39,6 +39,8 @@ def render_run(run: Run) -> str:
         seconds=run_charts.seconds_chart(run),
         encrypted=run.setting("encryption") == "he",
         alone=run.alone,
+        split=run.split,
+        finished=run.finished,
         sites=score_tables.site_table(run),
         result=scores.result_model(run),
         matrix=score_tables.matrix(run),

@@ -63,6 +63,11 @@ class Run:
         )
 
     @property
+    def split(self) -> str:
+        """The cases that were scored: `test`, or what else the evaluation was asked for."""
+        return "validation" if self.evaluation.get("split") == "validation" else "test"
+
+    @property
     def planned(self) -> int:
         """Rounds that the settings ask for; those that are there if the settings are not."""
         return count(self.federation.get("rounds")) or len(self.rounds)

@@ -74,8 +74,8 @@ def tiles(run: Run) -> list[tuple[str, str, list[str]]]:
         below.append(f"{percent}interval {dice.low:.3f} to {dice.high:.3f}")
     if dice.worst_site and len(run.sites) > 1:
         below.append(f"worst site {shown(dice.worst_site)}: {dice_text(dice.worst)}")
-    below.append(f"model: {shown(name)}" if name else "no test case was scored")
-    found = [("Mean test Dice", dice_text(dice.mean), below)]
+    below.append(f"model: {shown(name)}" if name else "no case was scored")
+    found = [(f"Mean {run.split} Dice", dice_text(dice.mean), below)]
     found.append(_bytes_tile(run))
     rounds = f"{len(run.rounds)} of {run.planned}"
     found.append(("Rounds", rounds, [f"{seconds_text(figures.total_seconds(run))} in all"]))
@@ -83,7 +83,7 @@ def tiles(run: Run) -> list[tuple[str, str, list[str]]]:
     refused = sum(len(one.rounds) for one in known if one.what == "refused")
     silent = sum(len(one.rounds) for one in known if one.what == "no answer")
     cases = sum(row.cases for row in scores.site_rows(run))
-    lines = [f"{cases} test cases"] if cases else []
+    lines = [f"{cases} {run.split} cases"] if cases else []
     if not run.alone:
         lines.append(f"{refused or 'no'} refused {'update' if refused == 1 else 'updates'}")
     if silent:

@@ -13,7 +13,7 @@ from flap_nvflare.report.values import mapping, number, shown, texts
 
 
 def site_table(run: Run) -> Table | None:
-    """Test scores of the result by site, and what each sent and received."""
+    """Scores of the result by site, and what each sent and received."""
     found = scores.site_rows(run)
     if not found:
         return None
@@ -21,7 +21,7 @@ def site_table(run: Run) -> Table | None:
     figures_there = [name for name in ("nsd", "hd95") if any(row.figures[name] for row in found)]
     header = ["site", *(f"Dice {shown(name)}" for name in classes)]
     header += [{"nsd": "NSD", "hd95": "HD95, mm"}[name] for name in figures_there]
-    header += ["test cases"] + ([] if run.alone else ["sent", "received"])
+    header += ["cases"] + ([] if run.alone else ["sent", "received"])
     lines = []
     for row in found:
         cells = [shown(row.site) + (" (never trained)" if row.seen is False else "")]

@@ -22,7 +22,8 @@ def summary(run: Run) -> dict[str, Any]:
         "rounds_finished": len(run.rounds),
         "rounds": run.planned,
         "sites": list(run.sites),
-        "test_dice": {
+        "dice": {
+            "split": run.split,
             "model": model or None,
             "mean": dice.mean,
             "low": dice.low,

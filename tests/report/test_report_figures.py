@@ -62,7 +62,7 @@ def test_dice_of_a_site_alone_is_that_after_its_round(tmp_path: Path) -> None:
     assert figures.total_traffic(run).total == 0
     assert summary(run)["kind"] == "alone"
     assert summary(run)["data"] == "unknown"
-    assert summary(run)["test_dice"]["mean"] == pytest.approx(0.3)
+    assert summary(run)["dice"]["mean"] == pytest.approx(0.3)
 
 
 def test_the_headline_is_the_mean_over_sites_with_the_worst(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_an_evaluation_comes_before_the_runs_own_scores(tmp_path: Path) -> None:
     folder = write_run(tmp_path, ["A", "B"])
     write_evaluation(folder, ["A", "B"])
     said = summary(read_run(folder))
-    assert said["test_dice"] == {
-        "model": "federated", "mean": 0.6, "low": pytest.approx(0.55),
+    assert said["dice"] == {
+        "split": "test", "model": "federated", "mean": 0.6, "low": pytest.approx(0.55),
         "high": pytest.approx(0.65), "worst": pytest.approx(0.5), "worst_site": "B",
     }  # fmt: skip
     assert said["collaborative_gain"] == 0.012
@@ -152,7 +152,7 @@ def test_a_killed_run_ends_at_its_broken_line(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-20])
     run = read_run(folder)
     assert (len(run.rounds), run.cut, run.finished, run.planned) == (2, True, False, 3)
-    assert summary(run)["test_dice"]["mean"] is None
+    assert summary(run)["dice"]["mean"] is None
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def test_a_page_of_every_kind_of_run(tmp_path: Path) -> None:
     assert "personal: head" in texts["personal"]
     assert "12.3" in texts["private"]
     assert "The noise of B is drawn from a known seed: it protects NOTHING" in texts["private"]
+    assert "Why a run stops is in the server" in texts["killed"]
     assert "ran out of memory" in texts["refused"]
     assert "2 without an answer" in texts["refused"]
     assert "98 other sites" in texts["many sites"]
@@ -134,6 +135,15 @@ def test_the_first_line_says_what_the_scans_were(tmp_path: Path) -> None:
     text = render_run(read_run(write_run(tmp_path, ["A"])))
     body = text.split("<body>")[1].strip()
     assert body.startswith('<p class="banner synthetic">The scans of this run are SYNTHETIC')
+
+
+def test_scores_of_validation_cases_are_called_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["A"])
+    write_evaluation(folder, ["A"], split="validation")
+    text = check(render_run(read_run(folder))).text
+    assert "Mean validation Dice" in text
+    assert "Mean test Dice" not in text
+    assert "2 validation cases" in text
 
 
 def hostile(folder: Path) -> Path:
