@@ -38,11 +38,10 @@ def matrix(run: Run) -> HeatMap | None:
     """Mean test Dice of every model on every site's test cases."""
     values = scores.matrix(run)
     named = {name: shown(scores.model_label(name), 32) for name in values}
-    own = {name: scores.own_site(name) for name in values}
     there = {site for row in values.values() for site in row}
     columns = [site for site in run.sites if site in there]
     columns += sorted(there - set(columns))
-    return heat_map(values, columns, named, own)
+    return heat_map(values, columns, named, scores.home_of(run))
 
 
 def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:

@@ -10,6 +10,7 @@ from flap_nvflare.report.values import count, mapping, mean, number, rows, share
 
 # Which of the models is the run's result, the first that is there.
 _RESULTS = ("federated", "best", "last")
+_BASELINES = ("local", "pooled", "left_out")
 _OWN = "site_"  # before the site's name: its own adapter in cross_site.json
 
 
@@ -65,27 +66,37 @@ class SiteRow:
 
 
 def matrix(run: Run) -> dict[str, dict[str, float | None]]:
-    """Mean test Dice by model and site: best, last, then each site's own."""
-    cross = run.cross_site or {
+    """Mean Dice by model and site: best, last, each site's own, then an evaluation's baselines."""
+    evaluated = {
         name: mapping(mapping(model).get("sites"))
         for name, model in mapping(run.evaluation.get("models")).items()
     }
+    cross = run.cross_site or evaluated
     order = {name: place for place, name in enumerate(_RESULTS)}
     sites = {_OWN + site: place for place, site in enumerate(run.sites, start=len(order))}
     names = sorted(cross, key=lambda name: (order.get(name, sites.get(name, 10**9)), name))
+    found = {name: cross[name] for name in names}
+    if run.split == "test":
+        baselines = (one.name for one in models(run) if one.kind in _BASELINES)
+        found |= {name: evaluated[name] for name in baselines}
     return {
-        name: {site: _mean_dice(score) for site, score in cross[name].items()} for name in names
+        name: {site: _mean_dice(score) for site, score in by_site.items()}
+        for name, by_site in found.items()
     }
+
+
+def home_of(run: Run) -> dict[str, str]:
+    """By model the one site whose own it is, where it is one's."""
+    homes = {_OWN + site: site for site in run.sites}
+    for model in models(run):
+        if model.kind == "local" and len(model.trained_on) == 1:
+            homes[model.name] = model.trained_on[0]
+    return homes
 
 
 def model_label(name: str) -> str:
     """A model of the matrix in words."""
     return f"{name.removeprefix(_OWN)}'s own" if name.startswith(_OWN) else name
-
-
-def own_site(name: str) -> str:
-    """The site whose own adapter the model is; empty if it is none's."""
-    return name.removeprefix(_OWN) if name.startswith(_OWN) else ""
 
 
 def models(run: Run) -> list[Model]:
@@ -108,7 +119,7 @@ def side_by_side(run: Run) -> list[tuple[str, str, Spread]]:
     single sites' models stand in the tables, and here only if there is nothing else to compare.
     """
     all_of_them = models(run)
-    first = [one for one in all_of_them if one.kind != "local" and not own_site(one.name)]
+    first = [one for one in all_of_them if one.kind != "local" and not one.name.startswith(_OWN)]
     found = [(one.name, trained_on(one), one.spread()) for one in first]
     if home := _summary(mapping(run.evaluation.get("local_only"))):
         spread = home.get("dice", {}).get("mean", Spread())

@@ -101,6 +101,19 @@ def test_models_side_by_side_are_the_federation_and_its_baselines(tmp_path: Path
     assert scores.unseen(run) == [("B", "without_B", pytest.approx(0.29), pytest.approx(0.3))]
 
 
+def test_the_matrix_has_the_runs_models_and_then_the_baselines(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["A", "B"])
+    write_evaluation(folder, ["A", "B"])
+    run = read_run(folder)
+    found = scores.matrix(run)
+    assert list(found) == [
+        "best", "last", "site_A", "site_B", "local_A", "local_B", "pooled", "without_B",
+    ]  # fmt: skip
+    assert found["site_A"] == {"A": pytest.approx(0.302), "B": pytest.approx(0.307)}
+    assert found["pooled"]["B"] == pytest.approx(0.315)
+    assert {"site_A": "A", "local_B": "B"}.items() <= scores.home_of(run).items()
+
+
 def test_without_baselines_the_sites_own_models_are_compared(tmp_path: Path) -> None:
     folder = write_run(tmp_path, ["A", "B"])
     write_evaluation(folder, ["A", "B"], local_only=None)
