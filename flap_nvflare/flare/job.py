@@ -52,6 +52,7 @@ class ServerJob:
         state: what the last round left.
         start_round: rounds already finished.
         parts: what trains, what travels, what stays.
+        full_parameters: numbers that full fine-tuning would train and send.
         sites: names of all sites, sorted.
         downlink: the way down: what the sites hold.
         reports: what the sites said with the updates that counted in this round.
@@ -74,6 +75,7 @@ class ServerJob:
     parts: Parts
     state: ServerState
     start_round: int = 0
+    full_parameters: int = 0
     sites: tuple[str, ...] = ()
     downlink: Downlink = field(default_factory=Downlink)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -180,9 +182,15 @@ class ServerJob:
                 "sites": list(self.sites),
                 "base_sha256": self.spec.base_sha256,
                 "parameters": self.spec.parameters,
+                "full_parameters": self.full_parameters,
                 "bytes": {direction: self.ledger.total(direction) for direction in ("up", "down")},
                 "rounds_finished": len(self.folder.rounds()),
                 "finished": scores is not None,
+                "validation_dice_last": {
+                    site: by_model["last"]["validation"]["dice"]
+                    for site, by_model in sorted((scores or {}).items())
+                    if "validation" in by_model.get("last", {})
+                },
                 "versions": {
                     package: metadata.version(package)
                     for package in ("flap_nvflare", "torch", "nvflare", "monai", "segment-anything")
@@ -344,7 +352,7 @@ def _save_best(
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
     """The job before its first round: what every site draws from the seed, drawn here as well."""
     from flap_nvflare.bundle.builders import make_network, make_parts, shared_tensors
-    from flap_nvflare.sam.tuning import fixed
+    from flap_nvflare.sam.tuning import fixed, trainable
 
     checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
     network = make_network(federation, Site("server", Path(), checkpoint=checkpoint))
@@ -358,6 +366,7 @@ def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> Ser
         fixed=fixed(network, parts),
         parts=parts,
         state=ServerState(shared),
+        full_parameters=sum(p.numel() for p in trainable(network, "full").values()),
         sites=sites,
         downlink=Downlink(federation.download, shared),
     )

@@ -1,0 +1,1 @@
+"""Pages of finished and unfinished runs, made from the files in their folders alone."""

@@ -20,6 +20,7 @@ from flap_nvflare.aggregation.server import ServerState
 from flap_nvflare.flare.controller import FlapController
 from flap_nvflare.flare.job import ServerJob, open_job, save_round, server_job
 from flap_nvflare.flare.run import RunFolder
+from flap_nvflare.sam.tuning import count
 from flap_nvflare.settings import SettingsError
 
 SITES = ("A", "B", "C")
@@ -292,3 +293,17 @@ def test_run_json_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values["rounds_finished"] == 1
     assert values["bytes"] == {"up": 100, "down": 200}
     assert not values["finished"]
+    assert values["validation_dice_last"] == {}
+    full = count("vit_t", job.federation.image_size, job.federation.classes, job.federation.rank)[0]
+    assert (full.method, full.parameters) == ("full", values["full_parameters"])
+
+
+def test_run_json_has_the_last_adapters_validation_dice(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = opened(monkeypatch)
+    dice = {"kidney": 0.5, "mean": 0.5}
+    job.write_description(
+        {"B": {"last": {"validation": {"dice": dice}}}, "A": {"last": {}}, "C": {}}
+    )
+    values = json.loads((job.folder.path / "run.json").read_text())
+    assert values["finished"]
+    assert values["validation_dice_last"] == {"B": dice}
