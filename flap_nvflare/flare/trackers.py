@@ -44,7 +44,7 @@ class Tracker(Protocol):
         """Makes room for a site's figures; returns the first round that is not there yet."""
 
     def save(self, origin: str, step: int, figures: Mapping[str, float]) -> None:
-        """Writes a site's figures of one round, or nothing of them where it raises."""
+        """Writes a site's figures of one round; where it raises, they are to be offered again."""
 
     def close(self, whole: bool) -> None:
         """Ends it; `whole` says whether the run has come to its end."""

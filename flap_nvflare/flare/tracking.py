@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -65,26 +66,23 @@ class Tracking(FLComponent):
         )
 
     def close(self) -> None:
-        """Writes what is left and ends the tracker, but holds up the job's end no longer than it
-        must."""
+        """Writes what is left and ends the tracker, unless that takes too long."""
         self._queue.put(None)
         self._thread.join(_LAST_WAIT)
         if self._thread.is_alive():
-            self.log_warning(
-                self._fl_ctx, f"tracking: no answer after {_LAST_WAIT:g} s; {self._left()}"
-            )
+            self._warn(f"no answer after {_LAST_WAIT:g} s; {self._left()}")
 
     def _open(self, origins: set[str]) -> Tracker:
         name = self._job.federation.tracking
         try:
             tracker = make_tracker(self._job, self._fl_ctx)
             self._first = {origin: tracker.open(origin) for origin in sorted(origins)}
-        except SettingsError:
-            raise
         except ImportError as error:
             raise not_installed(name, error) from error
         except Exception as error:  # of a package that has its own
-            raise SettingsError(f"setting tracking: {name} can't be started: {error}") from error
+            raise SettingsError(
+                f"setting tracking: {name} can't be started: {_said(error)}"
+            ) from error
         return tracker
 
     def _work(self) -> None:
@@ -95,7 +93,7 @@ class Tracking(FLComponent):
         try:
             self._tracker.close(whole=self._lines == self._job.federation.rounds)
         except Exception as error:
-            self.log_warning(self._fl_ctx, f"tracking: not closed: {error}")
+            self._warn(f"not closed: {_said(error)}")
 
     def _send(self) -> None:
         while self._waiting:
@@ -106,9 +104,18 @@ class Tracking(FLComponent):
                 if step >= self._first[origin]:
                     self._tracker.save(origin, step, figures)
             except Exception as error:  # no fault of a tracker may touch the federation
-                self.log_warning(self._fl_ctx, f"tracking: {error}; {self._left()}")
+                self._warn(f"{_said(error)}; {self._left()}")
                 return
             self._waiting.popleft()
 
+    def _warn(self, message: str) -> None:
+        # Without an event of FLARE's: whoever listened to it would run in this thread.
+        self.log_warning(self._fl_ctx, f"tracking: {message}", fire_event=False)
+
     def _left(self) -> str:
         return f"{len(self._waiting)} records wait; {self._job.folder.path}/rounds.jsonl has them"
+
+
+def _said(error: Exception) -> str:
+    """In one line, without the password that a tracker's address may hold."""
+    return re.sub(r"//[^/\s@]*@", "//", " ".join(str(error).split()))
