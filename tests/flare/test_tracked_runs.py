@@ -1,4 +1,4 @@
-"""One word in the job or in the recipe: real runs, shown figure by figure as `rounds.jsonl` has them.
+"""One word in the job or in the recipe: real runs, shown as `rounds.jsonl` has them, to the figure.
 
 FLARE's simulator writes into TensorBoard's files, a recipe that goes on into MLflow's database.
 """
