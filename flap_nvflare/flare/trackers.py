@@ -8,6 +8,7 @@ FLARE would send on to the sites. Nothing of either package is imported before a
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flap_nvflare.flare.job import ServerJob
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_MLFLOW_RUNS = "mlflow.json"  # in the run's folder: the MLflow run by site
 _RECEIVERS = {
     "tensorboard": ("nvflare.app_opt.tracking.tb.tb_receiver", "TBAnalyticsReceiver"),
     "mlflow": ("nvflare.app_opt.tracking.mlflow.mlflow_receiver", "MLflowReceiver"),
@@ -77,10 +79,9 @@ def not_installed(tracking: str, error: ImportError) -> SettingsError:
 
 def make_tracker(job: ServerJob, fl_ctx: FLContext) -> Tracker:
     """The tracker that the job's settings name."""
-    made: type[TensorBoard | MLflow] = MLflow
     if job.federation.tracking == "tensorboard":
-        made = TensorBoard
-    return made(job, fl_ctx)
+        return TensorBoard(job, fl_ctx)
+    return MLflow(job, fl_ctx)
 
 
 class TensorBoard:
@@ -93,7 +94,8 @@ class TensorBoard:
 
     def __init__(self, job: ServerJob, fl_ctx: FLContext) -> None:
         folder = job.folder.path / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         self.place = f"tensorboard --logdir {job.folder.path.parent}"
         self._fl_ctx = fl_ctx
         self._receiver = receiver_class("tensorboard")()
@@ -105,11 +107,10 @@ class TensorBoard:
 
     def save(self, origin: str, step: int, figures: Mapping[str, float]) -> None:
         """One scalar a figure, written out at once; the receiver alone would wait two minutes."""
+        context = _as_site(self._fl_ctx, origin)
         for tag, figure in figures.items():
             data = AnalyticsData(tag, figure, AnalyticsDataType.SCALAR, global_step=step)
-            self._receiver.save(
-                _as_site(self._fl_ctx, origin), data.to_dxo().to_shareable(), origin
-            )
+            self._receiver.save(context, data.to_dxo().to_shareable(), origin)
         self._receiver.writers_table[origin].flush()
 
     def close(self, whole: bool) -> None:
@@ -126,17 +127,21 @@ class MLflow:
     """
 
     def __init__(self, job: ServerJob, fl_ctx: FLContext) -> None:
+        from mlflow.tracking.client import MlflowClient
+
         local = f"sqlite:///{job.folder.path / 'mlflow.db'}"
-        self._uri = os.environ.get(URI_VARIABLE) or local
+        uri = os.environ.get(URI_VARIABLE) or local
         self.place = f"mlflow ui --backend-store-uri {local}"
-        if self._uri != local:
+        if uri != local:
             self.place = f"the server that {URI_VARIABLE} names"
         self._job, self._fl_ctx = job, fl_ctx
-        self._experiment = job.folder.path.parent.name
+        self._client = MlflowClient(tracking_uri=uri)
+        path = job.folder.path / _MLFLOW_RUNS
+        self._known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._receiver = receiver_class("mlflow")(
-            tracking_uri=self._uri,
+            tracking_uri=uri,
             kw_args={
-                "experiment_name": self._experiment,
+                "experiment_name": job.folder.path.parent.name,
                 "experiment_tags": {},
                 "run_name": job.folder.path.name,
             },
@@ -145,17 +150,20 @@ class MLflow:
 
     def open(self, origin: str) -> int:
         """Takes up the site's MLflow run of this federation, or makes it."""
-        receiver = self._receiver
-        known = self._known_run(origin)
-        if known is not None:  # the receiver makes none for a site that it has a client for
-            receiver.mlflow_clients[origin], receiver.run_ids[origin], step = known
+        receiver, step = self._receiver, self._next_step(origin)
+        if step is not None:  # the receiver makes no run for a site that it has a client for
+            receiver.mlflow_clients[origin] = self._client
+            receiver.run_ids[origin] = self._known[origin]
         receiver.kw_args["run_tags"] = {"run": self._job.run, "site": origin}
         receiver.initialize(_as_site(self._fl_ctx, origin))
-        if known is not None:
-            receiver.mlflow_clients[origin].update_run(receiver.run_ids[origin], status="RUNNING")
+        if step is not None:
+            self._client.update_run(self._known[origin], status="RUNNING")
             return step
+        self._known[origin] = receiver.run_ids[origin]
+        self._job.folder.write_json(_MLFLOW_RUNS, self._known)
         if origin == ALL_SITES:
-            settings = {name: str(value) for name, value in self._settings().items()}
+            values = {**self._job.federation.to_dict(), "base_sha256": self._job.spec.base_sha256}
+            settings = {name: str(value) for name, value in values.items()}
             self._send(origin, AnalyticsDataType.PARAMETERS, settings)
         return 0
 
@@ -167,35 +175,29 @@ class MLflow:
     def close(self, whole: bool) -> None:
         """Ends the MLflow runs, as failed where the federation has not come to its end."""
         self._receiver.finalize(self._fl_ctx)
-        for origin, run_id in self._receiver.run_ids.items():
-            if not whole:
-                self._receiver.mlflow_clients[origin].set_terminated(run_id, status="FAILED")
+        if not whole:
+            for run_id in self._receiver.run_ids.values():
+                self._client.set_terminated(run_id, status="FAILED")
 
     def _send(self, origin: str, kind: AnalyticsDataType, values: Any, **step: int) -> None:
         data = AnalyticsData("round", values, kind, **step)
         self._receiver.save(_as_site(self._fl_ctx, origin), data.to_dxo().to_shareable(), origin)
 
-    def _settings(self) -> dict[str, Any]:
-        return {**self._job.federation.to_dict(), "base_sha256": self._job.spec.base_sha256}
+    def _next_step(self, origin: str) -> int | None:
+        """The first round that the site's MLflow run lacks; None if it has no run there."""
+        from mlflow.exceptions import MlflowException
 
-    def _known_run(self, origin: str) -> tuple[Any, str, int] | None:
-        """Client, id and first round that is missing, if the run has been here before."""
-        from mlflow.tracking.client import MlflowClient
-
-        client = MlflowClient(tracking_uri=self._uri)
-        experiment = client.get_experiment_by_name(self._experiment)
-        if experiment is None or self._job.start_round == 0:
+        if origin not in self._known:
             return None
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.run = '{self._job.run}' and tags.site = '{origin}'",
-            max_results=1,
-        )
-        if not runs:
+        run_id = self._known[origin]
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+                return None
+        except MlflowException:  # it began at another tracking server, or without one
             return None
         # `refused` is among the figures of every site in every round.
-        steps = [one.step for one in client.get_metric_history(runs[0].info.run_id, "refused")]
-        return client, runs[0].info.run_id, max(steps, default=-1) + 1
+        steps = [one.step for one in self._client.get_metric_history(run_id, "refused")]
+        return max(steps, default=-1) + 1
 
 
 def _as_site(fl_ctx: FLContext, origin: str) -> FLContext:

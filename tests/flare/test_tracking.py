@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -41,7 +42,8 @@ class Server:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database takes seconds to make
         patch.setenv("MLFLOW_TRACKING_URI", self.uri)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        patch.delenv("FLAP_SAM_CHECKPOINT", raising=False)
+        for name in ("FLAP_SAM_CHECKPOINT", "MLFLOW_DISABLE_TELEMETRY"):
+            patch.delenv(name, raising=False)
 
     @property
     def uri(self) -> str:
@@ -138,6 +140,7 @@ def test_mlflow_has_a_run_for_each_site_and_one_for_all(server: Server) -> None:
     finish_round(job, 0)
     one.hand_on()
     one.close()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     _, runs = mlflow_runs(server.uri)
     assert {run.info.status for run in runs} == {"FAILED"}
     job.folder.release()
@@ -158,6 +161,28 @@ def test_mlflow_has_a_run_for_each_site_and_one_for_all(server: Server) -> None:
     assert everyone.data.params["base_sha256"] == job.spec.base_sha256
     # Signs that MLflow takes in no name have become their codes.
     assert "validation_dice/left kidney :28whole:29" in everyone.data.metrics
+    job.folder.release()
+
+
+def test_a_run_that_goes_on_with_another_tracking_server_is_shown_there_whole(
+    server: Server,
+) -> None:
+    job = server.open("mlflow")
+    one = server.track(job)
+    finish_round(job, 0)
+    one.hand_on()
+    one.close()
+    job.folder.release()
+
+    elsewhere = (server.folder / "elsewhere").as_uri()
+    server.patch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    job = server.open("mlflow", resume=True)
+    one = server.track(job)
+    finish_round(job, 1)
+    one.hand_on()
+    one.close()
+    assert in_mlflow(elsewhere) == in_lines(job.folder.rounds())
+    assert [step for step, _ in in_mlflow(server.uri)[ALL_SITES, "seconds"]] == [0]
     job.folder.release()
 
 
