@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _MLFLOW_RUNS = "mlflow.json"  # in the run's folder: the MLflow run by site
+# Where the server's own environment does not say otherwise. A hospital's server tells nobody what
+# it runs; and MLflow would try for over four minutes to reach a server that does not answer, where
+# a job that begins should stop, and one that runs tries again with its next round.
+_MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 _RECEIVERS = {
     "tensorboard": ("nvflare.app_opt.tracking.tb.tb_receiver", "TBAnalyticsReceiver"),
     "mlflow": ("nvflare.app_opt.tracking.mlflow.mlflow_receiver", "MLflowReceiver"),
@@ -61,8 +69,9 @@ def receiver_class(tracking: str) -> Any:
     if tracking == "none":
         return None
     module, name = _RECEIVERS[tracking]
-    if tracking == "mlflow":  # a hospital's server tells nobody what it runs, unless it wants to
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if tracking == "mlflow":
+        for variable, value in _MLFLOW_DEFAULTS.items():
+            os.environ.setdefault(variable, value)
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
