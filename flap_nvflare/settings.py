@@ -123,6 +123,8 @@ class Federation:
             have answered.
         cross_site: models scored on every site's test cases at the end: `global` (last and
             best) or `all` (each site's last own model as well).
+        tracking: where the server shows each round's figures while the run goes on, beside
+            `rounds.jsonl`: `none`, `tensorboard` or `mlflow`. Nothing more leaves a site for it.
     """
 
     arch: str = "vit_t"
@@ -174,6 +176,7 @@ class Federation:
     train_timeout: int = 3600
     straggler_wait: int = 600
     cross_site: str = "all"
+    tracking: str = "none"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -318,6 +321,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "weight_by": ("cases", "slices", "equal"),
     "precision": ("auto", "fp32", "bf16"),
     "cross_site": ("global", "all"),
+    "tracking": ("none", "tensorboard", "mlflow"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "image_size": (16, 4096),

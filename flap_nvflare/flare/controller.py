@@ -25,6 +25,7 @@ from flap_nvflare.flare.context import workspace
 from flap_nvflare.flare.finish import models_to_score, write_results
 from flap_nvflare.flare.job import ServerJob, open_job
 from flap_nvflare.flare.reports import read_scores
+from flap_nvflare.flare.tracking import Tracking, start_tracking
 
 RESULTS = "flap"  # folder in the job's own folder, which the administrator downloads
 
@@ -68,6 +69,7 @@ class FlapController(ScatterAndGather):
         self.run_name = run_name
         self.resume = resume
         self._job: ServerJob | None = None
+        self._tracking: Tracking | None = None
         self._bytes_down = 0
         self._models: tuple[str, ...] = ()
         self._scores: dict[str, dict[str, Any]] = {}
@@ -84,6 +86,7 @@ class FlapController(ScatterAndGather):
         try:
             sites = sorted(client.name for client in self._engine.get_clients())
             job = open_job(fl_ctx, self.run_name, self.federation, sites, self.resume)
+            self._tracking = start_tracking(job, fl_ctx)
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
             return
@@ -121,11 +124,15 @@ class FlapController(ScatterAndGather):
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Starts the books of a round."""
+        """Starts the books of a round, and shows them once it is finished."""
         super().handle_event(event_type, fl_ctx)
         if event_type == AppEventType.ROUND_STARTED:
             self.job.begin_round(self._current_round)
+        elif event_type == AppEventType.ROUND_DONE and self._tracking is not None:
+            self._tracking.hand_on()
         elif event_type == EventType.END_RUN and self._job is not None:
+            if self._tracking is not None:
+                self._tracking.close()
             run_dir = Path(workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             self.job.folder.publish(run_dir / RESULTS)
 

@@ -32,6 +32,7 @@ from flap_nvflare.flare.context import read_federation, run_folder
 from flap_nvflare.flare.encryption import server_cipher
 from flap_nvflare.flare.resume import STATE_PARTS, go_on, was_broken_off
 from flap_nvflare.flare.run import BEST, LAST, RunFolder
+from flap_nvflare.flare.trackers import receiver_class
 from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import CHECKPOINT_VARIABLE, Federation, SettingsError, Site
 
@@ -259,6 +260,7 @@ def open_job(
     """
     federation = read_federation(fl_ctx, changes)
     check(federation)
+    receiver_class(federation.tracking)  # before anything is made: its package may be missing
     job = _first_job(federation, name, tuple(sorted(sites)))
     job.cipher = server_cipher(fl_ctx, federation)
     job.quorum = quorum_of(federation, len(sites))

@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 
 STATE_PARTS = ("control/", "memory/", "held/")  # of the server's state, by their names' beginnings
 
-# What may differ between a run and its continuation: who waits for whom, and what is scored.
-_MAY_CHANGE = {"rounds", "min_sites", "train_timeout", "straggler_wait", "cross_site", "threads"}
+# What may differ between a run and its continuation: who waits for whom, what is scored and shown.
+_MAY_CHANGE = {
+    "rounds",
+    "min_sites",
+    "train_timeout",
+    "straggler_wait",
+    "cross_site",
+    "threads",
+    "tracking",
+}
 
 
 def go_on(job: ServerJob) -> None:

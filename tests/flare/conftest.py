@@ -47,7 +47,7 @@ class Simulation:
         command += ["-c", ",".join(self.sites), "-t", str(threads or len(self.sites))]
         return self._popen([*command, "-w", str(self.folder / "work")], **environment)
 
-    def start_recipe(self) -> subprocess.Popen[str]:
+    def start_recipe(self, **environment: str) -> subprocess.Popen[str]:
         """The same federation by `FlapRecipe` and FLARE's SimEnv, in a script of its own."""
         script = self.folder / "federate.py"
         script.write_text(
@@ -58,7 +58,7 @@ class Simulation:
             f"    FlapRecipe(**{self.changes}).execute(env)\n",
             encoding="utf-8",
         )
-        return self._popen([sys.executable, str(script)])
+        return self._popen([sys.executable, str(script)], **environment)
 
     def _popen(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -20,6 +20,7 @@ from nvflare.private.fed.app.fl_conf import create_privacy_manager
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 from processes import stop
 from real_kits import SERVER, provision, start, with_session
+from shown import in_lines, in_tensorboard
 
 from flap_nvflare.data.phantom import write_phantom
 from flap_nvflare.flare.coding import PrivacyFilter
@@ -152,7 +153,8 @@ def test_a_federation_runs_under_it(tmp_path: Path) -> None:
     settings = job / "app" / "config" / "federation.yaml"
     values = yaml.safe_load(settings.read_text(encoding="utf-8"))
     small = {"image_size": 32, "rank": 2, "rounds": 2, "local_epochs": 1, "min_sites": 1}
-    settings.write_text(yaml.safe_dump({**values, **small, "straggler_wait": 60}))
+    small |= {"straggler_wait": 60, "tracking": "tensorboard"}
+    settings.write_text(yaml.safe_dump({**values, **small}))
     meta = json.loads((job / "meta.json").read_text(encoding="utf-8"))
     meta["deploy_map"] = {"app": ["server", "A", "B"]}
     (job / "meta.json").write_text(json.dumps(meta))
@@ -179,6 +181,7 @@ def test_a_federation_runs_under_it(tmp_path: Path) -> None:
     assert runs, (tmp_path / f"home_{SERVER}" / "output.txt").read_text()[-3000:]
     lines = [json.loads(line) for line in (runs[0] / "rounds.jsonl").read_text().splitlines()]
     assert [sorted(line["sites"]) for line in lines] == [["A"], ["A"]]
+    assert in_tensorboard(runs[0]) == in_lines(lines)
     # Jobs and state lie in the kits, and nowhere else.
     assert list((kits / SERVER / "flap" / "jobs").rglob(f"*{identity}*"))
     assert list((kits / "A" / "flap" / "state").rglob("*.safetensors"))
