@@ -17,6 +17,9 @@ ALLOWED = {
     "aggregation": {"torch", "adapter"},
     "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
     "prediction": {"torch", "monai", "nibabel", "sam", "data", "training", "bundle"},
+    "evaluation": {
+        "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",
+    },
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
@@ -82,8 +85,9 @@ def test_what_reads_settings_loads_fast(name: str) -> None:
     assert not at_load(PACKAGE / f"{name}.py")
 
 
-def test_commands_of_a_site_load_fast() -> None:
-    assert not at_load(PACKAGE / "site" / "commands.py")
+@pytest.mark.parametrize("room", ["evaluation", "site"])
+def test_commands_load_fast(room: str) -> None:
+    assert not at_load(PACKAGE / room / "commands.py")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:

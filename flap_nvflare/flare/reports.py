@@ -13,7 +13,7 @@ from typing import Any
 
 from flap_nvflare.adapter.privacy import UNIT
 from flap_nvflare.flare.privacy import read_statement
-from flap_nvflare.training.scores import ON_REQUEST, SiteScore
+from flap_nvflare.training.scores import SiteScore
 
 _NUMBERS = ("loss", "steps", "slices", "cases", "seconds")
 _FIELDS = {*_NUMBERS, "synthetic", "privacy", "timings", "dice"}
@@ -100,7 +100,7 @@ def read_scores(
 
 def _own(score: SiteScore, site: str, split: str) -> SiteScore:
     """With the server's own words for site and split, and without figures that it did not ask."""
-    cases = tuple(replace(case, **dict.fromkeys(ON_REQUEST, ())) for case in score.numbered().cases)
+    cases = tuple(replace(case, nsd=(), hd95=(), dice_flamby=()) for case in score.numbered().cases)
     return replace(score, site=site, split=split, cases=cases)
 
 
