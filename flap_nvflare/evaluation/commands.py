@@ -31,7 +31,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--data-root", type=Path, required=True, metavar="ROOT", help="folder with the scans"
     )
     command.add_argument(
-        "--sites", nargs="+", default=(), metavar="SITE", help="sites to score; all in the data"
+        "--sites", nargs="+", default=(), metavar="SITE", help="sites to score (default: the run's)"
     )
     command.add_argument("--split", choices=("test", "validation"), default="test")
     command.add_argument("--checkpoint", default="", metavar="FILE", help="SAM's official weights")

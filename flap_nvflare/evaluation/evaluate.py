@@ -39,7 +39,7 @@ class Asked:
     Attributes:
         path: a run's folder, or an adapter's file.
         data_root: folder with the scans.
-        sites: sites whose cases are scored; empty for all in the data.
+        sites: sites whose cases are scored; empty for the run's, or of an adapter all in the data.
         split: one of `SPLITS`.
         checkpoint: SAM's official file; empty as in `bundle.builders.make_site`.
         checkpoint_sha256: the only base accepted; empty for the one that the adapter names.
@@ -109,7 +109,7 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> tuple[dict[str, 
         first = disk("evaluation")
         models = read_models(asked.path, run, first.checkpoint, asked.checkpoint_sha256)
         federation = models[0].federation if run is None else _whole(run.federation)
-        sites = asked.sites or tuple(_sites_of_data(asked, run))
+        sites = _sites(asked, run)
         cases = count_cases(sites, disk, federation, asked.split)
         if asked.compares:
             models += _compared(asked, run, sites, disk, listener)
@@ -184,13 +184,15 @@ def _whole(federation: Federation) -> Federation:
     return dataclasses.replace(federation, site_ranks={})
 
 
-def _sites_of_data(asked: Asked, run: Run | None) -> Sequence[str]:
-    """All sites of the table, or of the run where the data are listed by a site's own code."""
-    if make_site("any", asked.data_root).data_source is None:
-        return site_names(asked.data_root)
-    if run is None:
-        raise SettingsError("name the sites to score by --sites")
-    return run.sites
+def _sites(asked: Asked, run: Run | None) -> tuple[str, ...]:
+    """The sites to score: those asked for, else the run's, else all of the data's table."""
+    if asked.sites:
+        return asked.sites
+    if run is not None:
+        return run.sites
+    if make_site("any", asked.data_root).data_source is not None:
+        raise SettingsError("the data are listed by a site's own code: name the sites by --sites")
+    return tuple(site_names(asked.data_root))
 
 
 def _compared(
@@ -238,7 +240,10 @@ def _described(model: Model, scores: Any, bootstrap: Bootstrap) -> dict[str, Any
         "adapter": model.file.name,
         "sha256": model.sha256,
         "sites": {
-            site: {**score.to_dict(), "seen": site in model.trained_on}
+            site: {
+                **score.to_dict(),
+                "seen": site in model.trained_on if model.trained_on else None,
+            }
             for site, score in scores.items()
         },
         "summary": _plain(summarise(scores, bootstrap)),

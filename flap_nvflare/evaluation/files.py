@@ -45,7 +45,7 @@ def _case_rows(found: Mapping[str, Any]) -> Iterator[list[Any]]:
                     figures = [
                         case[figure][index] if case.get(figure) else None for figure in FIGURES
                     ]
-                    seen = str(score["seen"]).lower()
+                    seen = {True: "true", False: "false", None: ""}[score["seen"]]
                     yield [name, model["kind"], site, seen, case["case"], column, *figures]
 
 

@@ -79,12 +79,11 @@ def _matrix(found: Mapping[str, Any]) -> Table:
     for site in sites:
         table.add_column(site, justify="right", no_wrap=True)
     for name, model in found["models"].items():
-        known = bool(model["trained_on"])
         cells = []
         for site in sites:
             score = model["sites"][site]
             dice = score["dice"]["mean"]
-            mark = "*" if known and not score["seen"] else " "
+            mark = "*" if score["seen"] is False else " "
             cells.append("-" if dice is None else f"{dice:.3f}{mark}")
         table.add_row(name, *cells)
     return table

@@ -227,6 +227,7 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
     found = read(tmp_path / "mine_evaluation")
     assert list(found["models"]) == ["mine"]
     assert found["models"]["mine"]["kind"] == "adapter"
+    assert found["models"]["mine"]["sites"]["B"]["seen"] is None
     assert found["split"] == "validation"
     shown = capsys.readouterr().out
     assert "Validation Dice" in shown

@@ -292,3 +292,21 @@ def test_run_json_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values["rounds_finished"] == 1
     assert values["bytes"] == {"up": 100, "down": 200}
     assert not values["finished"]
+
+
+def test_what_an_evaluation_found_is_not_handed_out_with_the_run(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    own = {"adapter_best.safetensors", "run.json", "sites/A.safetensors"}
+    evaluation = {
+        "evaluation.json",
+        "evaluation.csv",
+        "evaluation_summary.csv",
+        "pictures/A_case_00000_1.png",
+        "baselines/local_A/scores.json",
+    }
+    for name in own | evaluation:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    RunFolder(run).publish(out)
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == own
