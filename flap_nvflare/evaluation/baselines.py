@@ -19,7 +19,7 @@ from typing import Any
 
 from flap_nvflare.adapter.parcel import Parcel
 from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update, write_atomic
-from flap_nvflare.aggregation import card, least_sites
+from flap_nvflare.aggregation import least_sites
 from flap_nvflare.bundle.alone import BEST, LAST, Alone
 from flap_nvflare.bundle.trained import SETTINGS
 from flap_nvflare.bundle.workflow import build_work
@@ -91,11 +91,9 @@ def train(baseline: Baseline, federation: Federation, disk: Disk, folder: Path, 
         told: told of progress.
 
     Raises:
-        SettingsError: if the folder holds what was made otherwise, or the settings make no sense
-            without the site.
+        SettingsError, DataError: as `claim`, and what training raises.
     """
-    check(baseline, federation)
-    _claim(baseline, federation, disk, folder)
+    claim(baseline, federation, disk, folder)
     if not _done(folder, federation.rounds):
         if baseline.kind == "left_out":
             _federate(baseline, federation, disk, folder, told)
@@ -106,21 +104,47 @@ def train(baseline: Baseline, federation: Federation, disk: Disk, folder: Path, 
     return best if best.is_file() else folder / LAST
 
 
-def check(baseline: Baseline, federation: Federation) -> None:
-    """Whether the run's settings make sense for the baseline; reads nothing.
+def claim(baseline: Baseline, federation: Federation, disk: Disk, folder: Path) -> None:
+    """Writes down what the baseline is made with, or checks that the folder's was made with it.
+
+    Reads the names and sizes of scans and no more, so that hours of training fail at once.
 
     Raises:
-        SettingsError: naming the setting, for a federation that would be without a site.
+        SettingsError: if the folder holds what was made otherwise, or the run's settings make no
+            sense without a site.
+        DataError: if a site's cases are not in the data.
+    """
+    _check(baseline, federation)
+    ours: dict[str, Any] = {
+        "trained_on": list(baseline.trained_on),
+        "cases_sha256": _cases_sha256(baseline, federation, disk),
+        "federation": federation.to_dict(),
+    }
+    path = folder / MADE_WITH
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(ours, indent=2) + "\n").encode())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        what = next((name for name in ours if found.get(name) != ours[name]), None)
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(f"{path}: is damaged ({error}); remove the folder") from error
+    if what is not None:
+        raise SettingsError(
+            f"{folder}: was made with another {what} than the run and --data-root have now; "
+            "remove the folder to train it again"
+        )
+
+
+def _check(baseline: Baseline, federation: Federation) -> None:
+    """Whether the run's settings make sense for a federation without a site.
+
+    Raises:
+        SettingsError: naming the setting.
     """
     if baseline.kind != "left_out":
         return
     without = f"--leave-one-out: {baseline.name}"
-    if federation.personal == "head" or card(federation.rule).private:
-        what = "personal: head" if federation.personal == "head" else f"rule: {federation.rule}"
-        raise SettingsError(
-            f"{without}: with {what} a part of what trains never leaves its site, so a site that "
-            "has not trained has no whole adapter"
-        )
     least = least_sites(federation.rule, federation.hostile)
     if len(baseline.trained_on) < least:
         raise SettingsError(
@@ -133,29 +157,6 @@ def _done(folder: Path, rounds: int) -> bool:
     """Whether the last round's adapter is there; it is written after the best one."""
     last = folder / LAST
     return last.is_file() and int(json.loads(load_update(last)[2]["round"])) == rounds - 1
-
-
-def _claim(baseline: Baseline, federation: Federation, disk: Disk, folder: Path) -> None:
-    """Writes down what the baseline is made with, or checks that the folder's was made with it."""
-    ours: dict[str, Any] = {
-        "trained_on": list(baseline.trained_on),
-        "cases_sha256": _cases_sha256(baseline, federation, disk),
-        "federation": federation.to_dict(),
-    }
-    path = folder / MADE_WITH
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(ours, indent=2) + "\n").encode())
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"{path}: is no JSON ({error}); remove the folder") from error
-    if found != ours:
-        what = next((name for name in ours if found.get(name) != ours[name]), "something else")
-        raise SettingsError(
-            f"{folder}: was made with another {what} than the run and --data-root have now; "
-            "remove the folder to train it again"
-        )
 
 
 def _cases_sha256(baseline: Baseline, federation: Federation, disk: Disk) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from rich.progress import TaskID
+
 TOLERANCE = 2.0
 
 
@@ -93,7 +95,7 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     beside = path if path.is_dir() else path.with_name(f"{path.stem}_evaluation")
     folder: Path = parsed.out or beside
     with Bars() as bars:
-        found, _ = evaluate(asked, folder, bars)
+        found = evaluate(asked, folder, bars)
     write_files(folder, found)
     if parsed.json:
         print(json.dumps(found, indent=2, allow_nan=False))
@@ -118,7 +120,8 @@ class Bars:
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
-        self._now: int | None = None
+        self._now: TaskID | None = None
+        self._total = 0.0
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -130,23 +133,26 @@ class Bars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._finish(whole=error is None)
+        if error is None:
+            self._finish()
         self._progress.stop()
 
     def task(self, name: str, total: float) -> None:
         """Ends the bar before and begins one."""
         self._finish()
-        self._now = self._progress.add_task(name, total=total)
+        self._now, self._total = self._progress.add_task(name, total=total), total
 
-    def done(self, steps: float, what: str = "") -> None:
-        """Moves the bar."""
+    def done(self, steps: float, what: str) -> None:
+        """Moves the bar on."""
         if self._now is not None:
-            self._progress.advance(self._progress.task_ids[-1], steps)
-            if what:
-                self._progress.update(self._progress.task_ids[-1], description=what)
+            self._progress.update(self._now, advance=steps, description=what)
 
-    def _finish(self, whole: bool = True) -> None:
+    def reached(self, steps: float) -> None:
+        """Moves the bar to a place."""
+        if self._now is not None:
+            self._progress.update(self._now, completed=steps)
+
+    def _finish(self) -> None:
         """A baseline that was there already has taken no step."""
-        if self._now is not None and whole:
-            task = self._progress.tasks[-1]
-            self._progress.update(task.id, completed=task.total)
+        if self._now is not None:
+            self._progress.update(self._now, completed=self._total)

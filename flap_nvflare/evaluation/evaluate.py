@@ -26,7 +26,7 @@ from flap_nvflare.evaluation.models import (
 from flap_nvflare.evaluation.pictures import Pictures
 from flap_nvflare.evaluation.scoring import Scores, count_cases, score
 from flap_nvflare.evaluation.summary import Bootstrap, collaborative_gain, summarise
-from flap_nvflare.settings import Federation, SettingsError, Site
+from flap_nvflare.settings import SettingsError, Site
 
 FORMAT = "flap_nvflare.evaluation.1"
 SPLITS = ("test", "validation")
@@ -85,11 +85,14 @@ class Listener(Protocol):
     def task(self, name: str, total: float) -> None:
         """Something that takes `total` steps begins; what came before has ended."""
 
-    def done(self, steps: float, what: str = "") -> None:
-        """So many steps of it are done."""
+    def done(self, steps: float, what: str) -> None:
+        """So many more steps of it are done, the last of them on `what`."""
+
+    def reached(self, steps: float) -> None:
+        """So many steps of it are done in all."""
 
 
-def evaluate(asked: Asked, folder: Path, listener: Listener) -> tuple[dict[str, Any], Scores]:
+def evaluate(asked: Asked, folder: Path, listener: Listener) -> dict[str, Any]:
     """Trains what is missing, scores everything, and returns what `evaluation.json` holds.
 
     Prepared scans are kept in a temporary folder that only its owner can read, and are gone at
@@ -105,14 +108,16 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> tuple[dict[str, 
             and mend.
     """
     run = read_run(asked.path)
+    sites = _sites(asked, run)
     with _disks(asked) as disk:
-        first = disk("evaluation")
-        models = read_models(asked.path, run, first.checkpoint, asked.checkpoint_sha256)
-        federation = models[0].federation if run is None else _whole(run.federation)
-        sites = _sites(asked, run)
+        base = (disk("any").checkpoint, asked.checkpoint_sha256)
+        models = read_models(asked.path, run, *base)
+        # Without ranks of single sites: every adapter is scored at its whole rank.
+        settings = models[0].federation if run is None else run.federation
+        federation = dataclasses.replace(settings, site_ranks={})
         cases = count_cases(sites, disk, federation, asked.split)
         if asked.compares:
-            models += _compared(asked, run, sites, disk, listener)
+            models += _compared(asked, run, sites, disk, base, listener)
         listener.task("scoring", cases * len(models))
         pictures = Pictures(folder, asked.pictures, tuple(federation.class_names))
         scores, drawn = score(
@@ -125,7 +130,7 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> tuple[dict[str, 
             pictures,
             lambda what: listener.done(1, what),
         )
-    found: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "synthetic": bool(run and run.synthetic) or (asked.data_root / MANIFEST).is_file(),
         "class_names": list(federation.class_names),
@@ -140,7 +145,6 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> tuple[dict[str, 
         **_beside_local(models, scores, asked.bootstrap),
         "pictures": [picture.to_dict() for picture in drawn],
     }
-    return found, scores
 
 
 def notes(run: Run | None) -> list[str]:
@@ -179,24 +183,34 @@ def _disks(asked: Asked) -> Iterator[baselines.Disk]:
         yield disk
 
 
-def _whole(federation: Federation) -> Federation:
-    """The settings without ranks of single sites: every adapter is scored at its whole rank."""
-    return dataclasses.replace(federation, site_ranks={})
-
-
 def _sites(asked: Asked, run: Run | None) -> tuple[str, ...]:
-    """The sites to score: those asked for, else the run's, else all of the data's table."""
-    if asked.sites:
-        return asked.sites
-    if run is not None:
-        return run.sites
+    """The sites to score: those asked for, else the run's, else all of the data's table.
+
+    Raises:
+        SettingsError: if one is not in the table under that very name, by which it is compared
+            with those that trained.
+    """
+    wanted = tuple(dict.fromkeys(asked.sites)) or (() if run is None else run.sites)
     if make_site("any", asked.data_root).data_source is not None:
-        raise SettingsError("the data are listed by a site's own code: name the sites by --sites")
-    return tuple(site_names(asked.data_root))
+        if not wanted:
+            raise SettingsError("a site's own code lists the data: name the sites by --sites")
+        return wanted
+    known = site_names(asked.data_root)
+    for name in wanted:
+        if name not in known:
+            raise SettingsError(
+                f"site {name!r} is none of the data's {', '.join(known)}; name some by --sites"
+            )
+    return wanted or tuple(known)
 
 
 def _compared(
-    asked: Asked, run: Run | None, sites: Sequence[str], disk: baselines.Disk, listener: Listener
+    asked: Asked,
+    run: Run | None,
+    sites: Sequence[str],
+    disk: baselines.Disk,
+    base: tuple[str, str],
+    listener: Listener,
 ) -> list[Model]:
     """The baselines, trained where they are missing."""
     if run is None:
@@ -207,27 +221,14 @@ def _compared(
     ours = [site for site in sites if site in run.sites]
     left_out = () if asked.left_out is None else (asked.left_out or ours)
     wanted = baselines.baselines(run.sites, ours if asked.local else (), asked.pooled, left_out)
-    for baseline in wanted:  # before hours of training
-        baselines.check(baseline, run.federation)
+    folder = run.folder / baselines.FOLDER
+    for one in wanted:  # before hours of training
+        baselines.claim(one, run.federation, disk, folder / one.name)
     models = []
-    for baseline in wanted:
-        listener.task(f"training {baseline.name}", 1.0)
-        folder = run.folder / baselines.FOLDER / baseline.name
-        before = [0.0]
-
-        def told(share: float, before: list[float] = before) -> None:
-            listener.done(share - before[0])
-            before[0] = share
-
-        file = baselines.train(baseline, run.federation, disk, folder, told)
-        model = read_model(
-            baseline.name,
-            baseline.kind,
-            baseline.trained_on,
-            file,
-            disk("evaluation").checkpoint,
-            asked.checkpoint_sha256,
-        )
+    for one in wanted:
+        listener.task(f"training {one.name}", 1.0)
+        file = baselines.train(one, run.federation, disk, folder / one.name, listener.reached)
+        model = read_model(one.name, one.kind, one.trained_on, file, *base)
         check_settings(model, run)
         models.append(model)
     return models

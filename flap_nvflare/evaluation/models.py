@@ -14,6 +14,7 @@ from torch import Tensor, equal
 from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateError, content_sha256, load_update
+from flap_nvflare.aggregation import card
 from flap_nvflare.bundle.trained import adapter_file, load_trained
 from flap_nvflare.sam.checkpoint import file_sha256
 from flap_nvflare.settings import Federation, SettingsError
@@ -143,12 +144,14 @@ def read_models(path: Path, run: Run | None, checkpoint: str = "", sha256: str =
 
     Raises:
         UpdateError, OtherBaseError, CheckpointError: as `load_trained`.
-        SettingsError: if an adapter was made with other settings than its run.
+        SettingsError: if an adapter was made with other settings than its run, or a part of what
+            trains stays at its site.
     """
     base = (checkpoint, sha256)
     if run is None:
         file = adapter_file(path)
         return [read_model(file.stem, "adapter", (), file, *base)]
+    _require_whole(run.federation)
     models = [read_model(FEDERATED, FEDERATED, run.sites, adapter_file(path), *base)]
     last = path / LAST_FILE
     if last.is_file():
@@ -160,6 +163,20 @@ def read_models(path: Path, run: Run | None, checkpoint: str = "", sha256: str =
     for model in models:
         check_settings(model, run)
     return models
+
+
+def _require_whole(federation: Federation) -> None:
+    """Whether a file of the run can be a whole adapter.
+
+    Raises:
+        SettingsError: if a part of what trains stays at its site.
+    """
+    if federation.personal == "head" or card(federation.rule).private:
+        what = "personal: head" if federation.personal == "head" else f"rule: {federation.rule}"
+        raise SettingsError(
+            f"{what}: a part of what trains never leaves its site, so no file of the run is a "
+            "whole adapter; what each site scored with its own part is 'last' in cross_site.json"
+        )
 
 
 def check_settings(model: Model, run: Run) -> None:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_COMPARED = ("federated", "pooled", "left_out")
+
+
 def show(found: Mapping[str, Any], console: Console) -> None:
     """Prints models side by side, the cross-site matrix, and what the federation gains.
 
@@ -32,7 +35,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(left_out)
     console.print("Mean Dice of every model at every site (* of a site that it has not seen)")
     console.print(_matrix(found))
-    console.print(_gain(found))
+    for line in (*_unseen(found), _gain(found)):
+        console.print(line)
 
 
 def _side_by_side(found: Mapping[str, Any]) -> Table:
@@ -59,12 +63,13 @@ def _side_by_side(found: Mapping[str, Any]) -> Table:
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The models that are compared; one site's own adapters stand in the matrix alone."""
-    rows = []
-    for name, model in found["models"].items():
-        if model["kind"] == "local" or name.startswith("site_"):
-            continue
-        rows.append((name, model["summary"]))
+    """The models that are compared; those of single sites stand in the matrix alone."""
+    models = found["models"]
+    rows = [
+        (name, model["summary"])
+        for name, model in models.items()
+        if model["kind"] in _COMPARED or len(models) == 1
+    ]
     if found["local_only"]:
         rows.insert(1, ("each site alone", found["local_only"]["summary"]))
     return rows
@@ -87,6 +92,23 @@ def _matrix(found: Mapping[str, Any]) -> Table:
             cells.append("-" if dice is None else f"{dice:.3f}{mark}")
         table.add_row(name, *cells)
     return table
+
+
+def _unseen(found: Mapping[str, Any]) -> list[str]:
+    """For each site that was left out, what the models score there."""
+    lines = []
+    for name, model in found["models"].items():
+        unseen = [site for site, score in model["sites"].items() if score["seen"] is False]
+        if model["kind"] == "left_out":
+            for site in unseen:
+                others = ("federated", f"local_{site}", "pooled")
+                known = [other for other in others if other in found["models"]]
+                said = ", ".join(
+                    f"{other} {_shown(found['models'][other]['sites'][site]['dice']['mean'])}"
+                    for other in (name, *known)
+                )
+                lines.append(f"Mean Dice at {site}, which {name} has not seen: {said}")
+    return lines
 
 
 def _gain(found: Mapping[str, Any]) -> str:

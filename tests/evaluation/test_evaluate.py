@@ -239,7 +239,7 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--sites", "Q"], "site 'Q' is not in column site_ids"),
+        (["--sites", "Q"], "site 'Q' is none of the data's A, B"),
         (["--tolerance", "0"], "tolerance 0 mm"),
         (["--pictures", "-1"], "less than none"),
         (["--leave-one-out", "Q"], "site 'Q' is none of this run's: A, B"),
@@ -321,7 +321,7 @@ def test_drawn_factors_of_another_torch_are_refused(
         dataclasses.replace(model, tensors={**tensors, name: tensors[name] + 1}).put_on(work)
 
 
-def test_personal_runs_say_what_is_scored_and_what_can_not_be(run: Path) -> None:
+def test_personal_runs_say_what_is_scored_and_what_can_not_be(run: Path, scans: Path) -> None:
     whole = read_run(run)
     assert whole is not None
     assert notes(whole) == []
@@ -334,11 +334,12 @@ def test_personal_runs_say_what_is_scored_and_what_can_not_be(run: Path) -> None
         assert said in note
     assert "not come to its end" in notes(dataclasses.replace(whole, finished=False))[0]
     (baseline,) = baselines.baselines("AB", (), False, "B")
-    head = dataclasses.replace(whole.federation, personal="head")
-    with pytest.raises(ValueError, match="has no whole adapter"):
-        baselines.check(baseline, head)
+    for changes in ({"personal": "head"}, {"rule": "share_a"}):
+        changed = dataclasses.replace(whole.federation, **changes)
+        with pytest.raises(ValueError, match=r"share_a|head: a part of what trains never leaves"):
+            read_models(run, dataclasses.replace(whole, federation=changed))
     krum = dataclasses.replace(whole.federation, rule="krum")
     with pytest.raises(ValueError, match="needs 5 sites, and 1 would be left"):
-        baselines.check(baseline, krum)
+        baselines.claim(baseline, krum, lambda name: Site(name, scans), run / "nowhere")
     with pytest.raises(ValueError, match="no site would be left"):
         baselines.baselines("A", (), False, "A")
