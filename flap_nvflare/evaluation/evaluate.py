@@ -95,8 +95,8 @@ class Listener(Protocol):
 def evaluate(asked: Asked, folder: Path, listener: Listener) -> dict[str, Any]:
     """Trains what is missing, scores everything, and returns what `evaluation.json` holds.
 
-    Prepared scans are kept in a temporary folder that only its owner can read, and are gone at
-    the end; nothing is sent anywhere.
+    While baselines train, prepared scans are kept in a temporary folder (below TMPDIR) that only
+    its owner can read, and are gone at the end; nothing is sent anywhere.
 
     Args:
         asked: what to do.
@@ -167,7 +167,8 @@ def notes(run: Run | None) -> list[str]:
 
 @contextmanager
 def _disks(asked: Asked) -> Iterator[baselines.Disk]:
-    """A site's disk by its name, and a place for prepared scans while it lasts."""
+    """A site's disk by its name; where baselines train, with a place for prepared scans, which
+    several of them read, while it lasts."""
     with TemporaryDirectory(prefix="flap_evaluation_") as cache:
 
         def disk(name: str) -> Site:
@@ -178,7 +179,7 @@ def _disks(asked: Asked) -> Iterator[baselines.Disk]:
                 asked.checkpoint_sha256,
                 device=asked.device,
             )
-            return dataclasses.replace(site, state_dir=Path(cache))
+            return dataclasses.replace(site, state_dir=Path(cache)) if asked.compares else site
 
         yield disk
 
