@@ -100,9 +100,9 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
-    console = Console()
     # As wide as the tables need: a pipe or a narrow terminal must not cut numbers.
-    tables.show(found, console if console.width >= 120 else Console(width=120))
+    needed = 80 + 25 * len(found["class_names"])
+    tables.show(found, Console(width=max(needed, Console().width)))
     print(f"Results: {folder}")
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 _COMPARED = ("federated", "pooled", "left_out")
+_OTHERS = ("dice_paper", "dice_flamby", "nsd")
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
@@ -29,7 +30,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         f"Mean over cases, then over sites, of the {found['split']} cases, with the "
         f"{found['bootstrap']['level']:.0%} interval of a bootstrap over cases within sites. "
         "'paper': Dice with both masks empty as 1. 'FLamby': of all foreground and of the other "
-        "classes, both empty as 0. HD95 in mm."
+        "classes, both empty as 0. 'HD95': in mm by class; in brackets the cases where a mask is "
+        "empty, which have none and are left out."
     )
     if left_out := _left_out(found):
         console.print(left_out)
@@ -56,8 +58,9 @@ def _side_by_side(found: Mapping[str, Any]) -> Table:
             *(_shown(dice[column]["mean"]) for column in (*classes, "mean")),
             "-" if worst["low"] is None else f"{worst['low']:.3f} - {worst['high']:.3f}",
             "-" if worst["worst"] is None else f"{worst['worst_site']} {worst['worst']:.3f}",
-            *(_number(summary, figure) for figure in ("dice_paper", "dice_flamby", "nsd")),
-            _number(summary, "hd95", digits=1),
+            *(_shown(summary[name]["mean"]["mean"]) for name in _OTHERS),
+            # Not their mean: a model that never predicts a class would look the better for it.
+            " / ".join(_distance(summary["hd95"][column]) for column in classes),
         )
     return table
 
@@ -131,8 +134,9 @@ def _left_out(found: Mapping[str, Any]) -> str:
     return said and f"Neither there nor predicted by {name}, and left out of its Dice: {said}."
 
 
-def _number(summary: Mapping[str, Any], figure: str, digits: int = 3) -> str:
-    return _shown(summary.get(figure, {}).get("mean", {}).get("mean"), digits)
+def _distance(figure: Mapping[str, Any]) -> str:
+    without = f" ({figure['left_out']})" if figure["left_out"] else ""
+    return _shown(figure["mean"], digits=1) + without
 
 
 def _shown(value: float | None, digits: int = 3) -> str:
