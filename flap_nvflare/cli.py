@@ -17,6 +17,7 @@ from flap_nvflare.settings import ARCHITECTURES
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
+    from flap_nvflare.evaluation.commands import add_evaluate
     from flap_nvflare.report.commands import add_report
     from flap_nvflare.site.commands import add_site
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_count(commands)
     _add_doctor(commands)
+    add_evaluate(commands)
     _add_phantom(commands)
     _add_rules(commands)
     add_report(commands)

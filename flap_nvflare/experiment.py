@@ -214,11 +214,11 @@ def _federated(
     started: float,
 ) -> Outcome:
     rounds = {name: SiteRound(flow, folder / "sites" / name) for name, flow in flows.items()}
-    track = Curve(rounds, _show) if curve else None
+    track = Curve(rounds, show_adapter) if curve else None
     done = federate(rounds, federation, progress, track, attacks)
     scores = {}
     for name, one in rounds.items():
-        _show(one, done.state.parcel())
+        show_adapter(one, done.state.parcel())
         scores[name] = one.evaluate("test").to_dict()
     return Outcome(
         mode="federated",
@@ -231,7 +231,7 @@ def _federated(
     )
 
 
-def _show(site: SiteRound, adapter: Parcel) -> None:
+def show_adapter(site: SiteRound, adapter: Parcel) -> None:
     """Gives a site the federation's adapter to score."""
     site.receive(
         adapter.tensors,

@@ -16,7 +16,7 @@ from flap_nvflare.aggregation import RULES
 from flap_nvflare.aggregation.sampling import sampled_sites
 from flap_nvflare.bundle.builders import first_adapter
 from flap_nvflare.bundle.workflow import build_work
-from flap_nvflare.experiment import Curve, Federated, _show, federate, run
+from flap_nvflare.experiment import Curve, Federated, federate, run, show_adapter
 from flap_nvflare.settings import Federation, SettingsError, Site
 from flap_nvflare.training.site_round import SiteRound
 
@@ -92,7 +92,7 @@ def test_a_round_of_every_rule(rule: str, make: Make) -> None:
     assert 0 < line["up"] <= line["down"]
     assert 0 <= line["error"] < 1
     for site in sites.values():
-        _show(site, done.state.parcel())
+        show_adapter(site, done.state.parcel())
         assert site.evaluate("test").to_dict()["cases"]
 
 
@@ -197,7 +197,7 @@ def test_the_curve_scores_each_round_and_changes_no_byte(make: Make) -> None:
     federation = changed(rounds=2)
     plain = federate(make(federation), federation)
     sites = make(federation)
-    curve = Curve(sites, _show)
+    curve = Curve(sites, show_adapter)
     watched = federate(sites, federation, curve=curve)
     assert same(plain.state.tensors, watched.state.tensors)
     assert [point["round"] for point in curve.history(federation)] == [0, 1]

@@ -16,6 +16,10 @@ ALLOWED = {
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
     "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
+    "prediction": {"torch", "monai", "nibabel", "sam", "data", "training", "bundle"},
+    "evaluation": {
+        "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",
+    },
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
@@ -81,7 +85,7 @@ def test_what_reads_settings_loads_fast(name: str) -> None:
     assert not at_load(PACKAGE / f"{name}.py")
 
 
-@pytest.mark.parametrize("room", ["report", "site"])
+@pytest.mark.parametrize("room", ["evaluation", "report", "site"])
 def test_commands_of_a_room_load_fast(room: str) -> None:
     assert not at_load(PACKAGE / room / "commands.py")
 

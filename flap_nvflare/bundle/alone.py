@@ -12,7 +12,7 @@ from flap_nvflare.adapter.update import load_update, save_update
 from flap_nvflare.bundle.trained import SETTINGS
 from flap_nvflare.settings import SettingsError
 from flap_nvflare.training.scores import SiteScore
-from flap_nvflare.training.work import SiteWork
+from flap_nvflare.training.work import Progress, SiteWork
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ class Alone:
         self.folder = Path(output_dir)
         self.surface_tolerance = surface_tolerance
 
-    def train(self, resume: bool = False) -> dict[str, Any]:
+    def train(self, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
         """Trains all rounds and scores the last adapter.
 
         Args:
             resume: go on after the last whole round in the folder; without it a folder
                 that holds a run is refused.
+            progress: told of every step, as `SiteWork.train` tells.
 
         Returns:
             What `scores.json` holds.
@@ -61,7 +62,7 @@ class Alone:
         known = [line["dice"]["mean"] for line in lines]
         best = max((dice for dice in known if dice is not None), default=None)
         for index in range(len(lines), self.work.federation.rounds):
-            report = self.work.train(index)
+            report = self.work.train(index, progress=progress)
             score = self.work.evaluate("validation")
             dice = score.dice
             if dice is not None and (best is None or dice > best):

@@ -32,7 +32,7 @@ from flap_nvflare.flare.header_check import check_headers
 from flap_nvflare.flare.reports import read_scores
 from flap_nvflare.flare.weights_check import check_weights
 from flap_nvflare.settings import Federation
-from flap_nvflare.training.scores import SiteScore
+from flap_nvflare.training.scores import ON_REQUEST, SiteScore
 
 
 def check_reply(reply: Shareable, asked: Asked, max_update_mb: float) -> None:
@@ -92,7 +92,7 @@ def _check_score(value: object, split: str, asked: Asked) -> None:
     """Written anew from its cases a score is the same: no name, no field, no figure is another."""
     found = SiteScore.from_dict(value)  # type: ignore[arg-type]
     plain = found.site in asked.site and found.split == split
-    if not plain or any(case.nsd or case.hd95 for case in found.cases):
+    if not plain or any(getattr(case, name) for case in found.cases for name in ON_REQUEST):
         raise ContentBlockedException("a score of another site or with other figures")
     if not same(found.numbered().to_dict(), value):
         raise ContentBlockedException("a score has more in it than the figures of numbered cases")

@@ -100,7 +100,7 @@ def read_scores(
 
 def _own(score: SiteScore, site: str, split: str) -> SiteScore:
     """With the server's own words for site and split, and without figures that it did not ask."""
-    cases = tuple(replace(case, nsd=(), hd95=()) for case in score.numbered().cases)
+    cases = tuple(replace(case, nsd=(), hd95=(), dice_flamby=()) for case in score.numbered().cases)
     return replace(score, site=site, split=split, cases=cases)
 
 

@@ -32,6 +32,8 @@ FROZEN_SUFFIXES = (LORA_A, LORA_B, OFFSET_A, OFFSET_B)
 # A plain name, of a site below its folder.
 _ADAPTER = re.compile(r"(sites/)?\w[\w .@+()-]{0,199}")
 _STATE_FORMAT = "flap_nvflare.server.1"
+# What `flap-nvflare evaluate` writes into a run's folder.
+_OF_SCANS = ("baselines", "evaluation", "pictures")
 
 
 class Saved(NamedTuple):
@@ -77,10 +79,14 @@ class RunFolder:
             self._lock.release(force=True)
 
     def publish(self, folder: Path) -> None:
-        """Copies the run's artifacts to `folder`, from where the administrator downloads them."""
+        """Copies the run's artifacts to `folder`, from where the administrator downloads them.
+
+        What an evaluation has put beside them names cases and shows their slices: it stays.
+        """
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
-            if path.is_file() and not path.name.startswith((".", "server_")):
+            ours = path.is_file() and not path.name.startswith((".", "server_"))
+            if ours and not name.parts[0].startswith(_OF_SCANS):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
 

@@ -27,8 +27,8 @@ def score_case(
         label: (S, H, W) class indices.
         classes: foreground classes C.
         spacing: mm between voxels along (S, H, W).
-        tolerance: mm of the normalised surface Dice; None leaves out both surface figures,
-            which take far longer than Dice.
+        tolerance: mm of the normalised surface Dice; None leaves out the figures that are made
+            on request, of which those of surfaces take far longer than Dice.
     """
     dice: list[float | None] = []
     for index in range(1, classes + 1):
@@ -37,7 +37,9 @@ def score_case(
         dice.append(2.0 * int((predicted & true).sum()) / both if both else None)
     nsd: Figures = ()
     hd95: Figures = ()
+    flamby: Figures = ()
     if tolerance is not None:
+        flamby = _dice_flamby(prediction, label, classes)
         nsd, hd95 = _surface(prediction, label, classes, spacing, tolerance)
     return CaseScore(
         case=case,
@@ -45,6 +47,17 @@ def score_case(
         dice_paper=tuple(1.0 if figure is None else figure for figure in dice),
         nsd=nsd,
         hd95=hd95,
+        dice_flamby=flamby,
+    )
+
+
+def _dice_flamby(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> Figures:
+    """Dice of all foreground in place of the first class, then of the others; see `scores`."""
+    pairs = [(prediction > 0, label > 0)]
+    pairs += [(prediction == index, label == index) for index in range(2, classes + 1)]
+    return tuple(
+        2.0 * int((predicted & true).sum()) / (int(predicted.sum()) + int(true.sum()) + 1e-5)
+        for predicted, true in pairs
     )
 
 

@@ -4,6 +4,13 @@ The convention, stated once: a case in which a class is neither present nor pred
 nothing about the class. Its Dice is left out (None) and counted; one mask empty is 0. The
 paper counts both empty as 1: that figure stands in a second column. A site's Dice is the
 mean over its cases for each class, then the mean of the classes.
+
+FLamby's Fed-KiTS2019 has a third convention (flamby/datasets/fed_kits19/metric.py): the Dice of
+kidney and tumour together (any label above 0) and of the tumour, 1e-5 added to the denominator, so
+that both empty is 0, and the mean of the two. FLamby takes it over batches of random patches of
+scans that nnU-Net has resampled; here it is taken over each whole volume at native resolution. The
+formula is theirs, the numbers of their benchmark are not to be compared. With other classes the
+first is likewise scored on all foreground, the others by themselves; FLamby says nothing of those.
 """
 
 from __future__ import annotations
@@ -13,6 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Figures = tuple[float | None, ...]
+ON_REQUEST = ("nsd", "hd95", "dice_flamby")
+FIGURES = ("dice", "dice_paper", *ON_REQUEST)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class CaseScore:
         nsd: normalised surface Dice; empty if not asked for.
         hd95: 95th percentile of the surface distance in mm, None where either mask is
             empty; the tuple is empty if not asked for.
+        dice_flamby: Dice as FLamby's Fed-KiTS2019 has it; empty if not asked for.
     """
 
     case: str
@@ -33,6 +43,7 @@ class CaseScore:
     dice_paper: tuple[float, ...]
     nsd: Figures = ()
     hd95: Figures = ()
+    dice_flamby: Figures = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON holds; no figure is NaN."""
@@ -41,7 +52,7 @@ class CaseScore:
             "dice": list(self.dice),
             "dice_paper": list(self.dice_paper),
         }
-        for name in ("nsd", "hd95"):
+        for name in ON_REQUEST:
             if getattr(self, name):
                 values[name] = list(getattr(self, name))
         return values
@@ -49,9 +60,7 @@ class CaseScore:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CaseScore:
         """Reads back `to_dict`."""
-        figures = {
-            name: tuple(values.get(name, ())) for name in ("dice", "dice_paper", "nsd", "hd95")
-        }
+        figures = {name: tuple(values.get(name, ())) for name in FIGURES}
         return cls(case=str(values["case"]), **figures)
 
 
@@ -77,7 +86,7 @@ class SiteScore:
         """Mean over the cases for each class; None where no case has the figure.
 
         Args:
-            figure: `dice`, `dice_paper`, `nsd` or `hd95`.
+            figure: one of `FIGURES`.
         """
         return {
             name: _mean(getattr(case, figure)[i] for case in self.cases if getattr(case, figure))
@@ -123,7 +132,7 @@ class SiteScore:
             "left_out": self.left_out,
             "seconds": self.seconds,
         }
-        for name in ("nsd", "hd95"):
+        for name in ON_REQUEST:
             if any(getattr(case, name) for case in self.cases):
                 figures = self.by_class(name)
                 values[name] = {**figures, "mean": _mean(figures.values())}

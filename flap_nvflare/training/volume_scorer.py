@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from ignite.engine import Engine, Events
@@ -11,6 +12,12 @@ from monai.utils.enums import CommonKeys
 from flap_nvflare.training.errors import Stopped
 from flap_nvflare.training.metrics import score_case
 from flap_nvflare.training.scores import CaseScore
+
+if TYPE_CHECKING:
+    from flap_nvflare.data.prepared import Prepared
+
+# Told of each case: what the network saw of it, its class indices (S, H, W), and their score.
+OnCase = Callable[["Prepared", torch.Tensor, CaseScore], None]
 
 
 class VolumeScorer:
@@ -22,6 +29,7 @@ class VolumeScorer:
         classes: foreground classes C.
         should_stop: asked before every batch.
         tolerance: mm for the surface figures, None to leave them out.
+        on_case: told of every volume as soon as it is scored.
 
     Attributes:
         scores: the volumes scored so far.
@@ -29,11 +37,16 @@ class VolumeScorer:
     """
 
     def __init__(
-        self, classes: int, should_stop: Callable[[], bool], tolerance: float | None = None
+        self,
+        classes: int,
+        should_stop: Callable[[], bool],
+        tolerance: float | None = None,
+        on_case: OnCase | None = None,
     ) -> None:
         self.classes = classes
         self.should_stop = should_stop
         self.tolerance = tolerance
+        self.on_case = on_case
         self.scores: list[CaseScore] = []
         self.stopped = False
         self._slices: list[torch.Tensor] = []
@@ -60,17 +73,18 @@ class VolumeScorer:
         slices, *size = volume.shape
         self._slices.extend(native_masks(engine.state.output[CommonKeys.PRED], tuple(size)))
         if len(self._slices) == slices:
-            self.scores.append(
-                score_case(
-                    volume.name,
-                    torch.stack(self._slices),
-                    volume.native_label(),
-                    self.classes,
-                    volume.spacing,
-                    self.tolerance,
-                )
+            mask, self._slices = torch.stack(self._slices), []
+            score = score_case(
+                volume.name,
+                mask,
+                volume.native_label(),
+                self.classes,
+                volume.spacing,
+                self.tolerance,
             )
-            self._slices = []
+            self.scores.append(score)
+            if self.on_case is not None:
+                self.on_case(volume, mask, score)
 
 
 def native_masks(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

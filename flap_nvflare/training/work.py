@@ -27,7 +27,7 @@ from flap_nvflare.training.schedule import RoundClock, never
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.seeds import derive_seed
 from flap_nvflare.training.site_data import SiteData, VolumeBatches
-from flap_nvflare.training.volume_scorer import VolumeScorer
+from flap_nvflare.training.volume_scorer import OnCase, VolumeScorer
 
 if TYPE_CHECKING:
     from flap_nvflare.adapter.update import UpdateSpec
@@ -250,14 +250,16 @@ class SiteWork:
         split: str,
         should_stop: Callable[[], bool] = never,
         surface_tolerance: float | None = None,
+        on_case: OnCase | None = None,
     ) -> SiteScore:
         """Scores every case of `split` in one pass over its slices.
 
         Args:
             split: `validation` or `test`.
             should_stop: asked before every batch and every scan read.
-            surface_tolerance: mm of the normalised surface Dice; None leaves NSD and HD95
-                out, which take far longer than Dice.
+            surface_tolerance: mm of the normalised surface Dice; None leaves NSD, HD95 and
+                FLamby's Dice out, of which the first two take far longer than Dice.
+            on_case: told of every case as soon as it is scored, with its mask.
 
         Raises:
             Stopped: if asked to.
@@ -265,7 +267,7 @@ class SiteWork:
         self._set_threads()
         volumes = VolumeBatches(self.data, split, should_stop)
         batches = self.prefix.batches(volumes) if self.prefix else volumes
-        scorer = VolumeScorer(self.federation.classes, should_stop, surface_tolerance)
+        scorer = VolumeScorer(self.federation.classes, should_stop, surface_tolerance, on_case)
         started = time.perf_counter()
         if volumes.volumes:
             with torch.inference_mode():

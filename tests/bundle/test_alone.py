@@ -23,7 +23,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     killed = build_work(federation, site)
     train = killed.train
 
-    def train_once(index: int) -> object:
+    def train_once(index: int, progress: object = None) -> object:
         if index == 1:
             raise Killed
         return train(index)

@@ -356,6 +356,7 @@ def test_scores_of_numbered_cases_pass() -> None:
         {**score().to_dict(), "seconds": "case_1"},
         {**score().to_dict(), "dice": {"kidney": 0.25}},
         score(cases=(CaseScore("1", (0.5, 0.5), (0.5, 0.5), nsd=(0.5, 0.5)),)).to_dict(),
+        score(cases=(CaseScore("1", (0.5, 0.5), (0.5, 0.5), dice_flamby=(0.5, 0.5)),)).to_dict(),
         {},
     ],
 )

@@ -86,7 +86,7 @@ def test_scores_are_summed_up_anew() -> None:
     boasting = copy.deepcopy(SCORE)
     boasting["dice"]["mean"] = 1.0
     read = read_scores({"last": {"test": boasting}, "extra": 1}, "A", ["last"], CLASSES)
-    boasting["cases"][0]["nsd"] = [math.nan]
+    boasting["cases"][0]["nsd"] = boasting["cases"][0]["dice_flamby"] = [math.nan]
     assert read == {"last": {"test": NUMBERED}}
     assert read == read_scores({"last": {"test": boasting}}, "A", ["last"], CLASSES)
 

@@ -307,3 +307,21 @@ def test_run_json_has_the_last_adapters_validation_dice(monkeypatch: pytest.Monk
     values = json.loads((job.folder.path / "run.json").read_text())
     assert values["finished"]
     assert values["validation_dice_last"] == {"B": dice}
+
+
+def test_what_an_evaluation_found_is_not_handed_out_with_the_run(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    own = {"adapter_best.safetensors", "run.json", "sites/A.safetensors"}
+    evaluation = {
+        "evaluation.json",
+        "evaluation.csv",
+        "evaluation_summary.csv",
+        "pictures/A_case_00000_1.png",
+        "baselines/local_A/scores.json",
+    }
+    for name in own | evaluation:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    RunFolder(run).publish(out)
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == own

@@ -66,6 +66,15 @@ def test_surface_figures_of_empty_masks() -> None:
     assert (one.nsd, one.hd95) == ((0.0,), (None,))
 
 
+def test_flambys_dice_takes_all_foreground_first_and_nothing_for_both_empty() -> None:
+    # Any foreground: 4 shared, 4 + 5 voxels. Class 2: 1 shared, 1 + 3.
+    score = score_case("c", row(1, 1, 1, 2, 0), row(1, 1, 2, 2, 2), 2, MM, tolerance=1.0)
+    assert score.dice_flamby == (pytest.approx(8 / 9.00001), pytest.approx(2 / 4.00001))
+    empty = score_case("c", row(0, 0), row(0, 0), 2, MM, tolerance=1.0)
+    assert empty.dice_flamby == (0.0, 0.0)
+    assert score_case("c", row(1, 0), row(1, 0), 2, MM).dice_flamby == ()
+
+
 @pytest.fixture
 def site_score() -> SiteScore:
     cases = (
@@ -100,7 +109,10 @@ def test_no_figure_at_all_is_none_and_not_a_number() -> None:
 
 
 def test_surface_figures_appear_in_the_summary_when_they_exist() -> None:
-    case = CaseScore("one", (0.5,), (0.5,), nsd=(0.75,), hd95=(None,))
-    values = SiteScore("A", "test", ("kidney",), (case,)).to_dict()
+    case = CaseScore("one", (0.5,), (0.5,), nsd=(0.75,), hd95=(None,), dice_flamby=(0.25,))
+    score = SiteScore("A", "test", ("kidney",), (case,))
+    values = score.to_dict()
+    assert SiteScore.from_dict(json.loads(json.dumps(values))) == score
+    assert values["dice_flamby"] == {"kidney": 0.25, "mean": 0.25}
     assert values["nsd"] == {"kidney": 0.75, "mean": 0.75}
     assert values["hd95"] == {"kidney": None, "mean": None}

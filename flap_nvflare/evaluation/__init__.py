@@ -1,0 +1,1 @@
+"""How good a trained adapter is, at every site, beside training alone and on pooled scans."""
