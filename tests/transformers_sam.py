@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flap_nvflare.sam.backbone import Architecture
@@ -82,9 +83,10 @@ def transformers_sam(arch: Architecture, image_size: int, state: Mapping[str, Te
             "layer_norm_eps": 1e-5,
         },
     )
-    model = SamModel(config).eval()
+    with torch.device("meta"):  # no numbers are drawn only to be replaced
+        model = SamModel(config).eval()
     given = {renamed(name): tensor for name, tensor in state.items() if name != _POSITIONS}
     for name in ("shared_image_embedding", "prompt_encoder.shared_embedding"):
-        given[f"{name}.positional_embedding"] = state[_POSITIONS]
-    model.load_state_dict(given)
+        given[f"{name}.positional_embedding"] = state[_POSITIONS].clone()
+    model.load_state_dict(given, assign=True)
     return model.requires_grad_(False)
