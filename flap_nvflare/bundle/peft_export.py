@@ -22,7 +22,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flap_nvflare.adapter.peft import CONFIG_FILE, MODEL_FILE, PeftError, to_peft
-from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update, write_atomic
+from flap_nvflare.adapter.update import (
+    UpdateSpec,
+    content_sha256,
+    load_update,
+    save_update,
+    write_atomic,
+)
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.lora import LoraFactors
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
@@ -33,7 +39,9 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.safetensors"
 README_FILE = "README.md"
-ADAPTER = "adapter"  # key of the adapter file's own spec in the metadata of `HEAD_FILE`
+# Keys in the metadata of `HEAD_FILE`: spec and content of the adapter's file.
+ADAPTER = "adapter"
+ADAPTER_SHA256 = "adapter_sha256"
 _README = """# A low-rank adapter for the Segment Anything Model
 
 Made by flap_nvflare from `{file}`: {arch}, {image_size} pixels, method `{method}`, rank {rank},
@@ -109,8 +117,8 @@ def export_peft(trained: Trained, folder: Path | str, base_model: str = "") -> E
     tensors, config = to_peft(_products(trained.network))
     config["base_model_name_or_path"] = base_model or None
     head = _head(trained.network, method)
-    _, spec, extra = load_update(trained.file)
-    extra[ADAPTER] = json.dumps(spec.to_dict(), sort_keys=True)
+    whole, spec, extra = load_update(trained.file)
+    extra |= {ADAPTER: json.dumps(spec.to_dict()), ADAPTER_SHA256: content_sha256(whole)}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / MODEL_FILE, save(tensors, {"format": "pt"}))
     head_spec = UpdateSpec.of(head, method, spec.rank, spec.base_sha256)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,17 @@ from torch import Tensor
 
 from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
 from flap_nvflare.adapter.peft import CONFIG_FILE, MODEL_FILE, PeftError, Slot, from_peft, halves
-from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update, save_update
+from flap_nvflare.adapter.update import (
+    UpdateError,
+    UpdateSpec,
+    content_sha256,
+    load_update,
+    save_update,
+)
 from flap_nvflare.aggregation.cut import cut_stack
 from flap_nvflare.aggregation.products import Factors
 from flap_nvflare.bundle.builders import make_network, make_parts
-from flap_nvflare.bundle.peft_export import ADAPTER, HEAD_FILE
+from flap_nvflare.bundle.peft_export import ADAPTER, ADAPTER_SHA256, HEAD_FILE
 from flap_nvflare.bundle.trained import SETTINGS
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
@@ -60,12 +66,21 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Beside:
-    """What stands beside PEFT's files: our `head.safetensors`; empty without it."""
+    """What stands beside PEFT's files in our `head.safetensors`; empty without it.
 
-    tensors: Mapping[str, Tensor]
-    base_sha256: str
-    extra: dict[str, str]
-    adapter: UpdateSpec | None
+    Attributes:
+        tensors: what trained beside the factors.
+        base_sha256: the base of it all.
+        extra: the texts in the metadata of the adapter's file.
+        adapter: what that file looked like.
+        sha256: of its content.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    base_sha256: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    adapter: UpdateSpec | None = None
+    sha256: str = ""
 
 
 def import_peft(
@@ -97,20 +112,23 @@ def import_peft(
     network = _network(settings, checkpoint, beside.base_sha256, folder)
     _take_head(network, beside.tensors, folder)
     fixed = tuning.fixed(network, make_parts(settings))
-    own = beside.adapter if federation is None else None
-    blocks = None if own is None else halves(slots, _widths(own))
-    if own is not None and blocks is not None:
-        tensors = _same(network, blocks, own)
+    adapter = beside.adapter if federation is None else None
+    blocks = None if adapter is None else halves(slots, _widths(adapter))
+    extra = {SETTINGS: json.dumps(settings.to_dict())}
+    if adapter is not None and blocks is not None:
+        tensors = _as_it_was(network, blocks, adapter)
         _check_fixed(settings, fixed, tensors)
-        extra = {key: text for key, text in beside.extra.items() if key != ADAPTER}
-        save_update(out, {name: tensors[name] for name in own.shapes}, own, extra)
-        return Imported(str(out), own.rank, same=True, head=True)
+        tensors = {name: tensors[name] for name in adapter.shapes}
+        same = content_sha256(tensors) == beside.sha256
+        # What else the file said, such as its round, holds for the same numbers alone.
+        save_update(out, tensors, adapter, beside.extra if same else extra)
+        return Imported(str(out), adapter.rank, same, head=True)
     lost = _fit(network, slots, cut)
     tensors = {name: p.detach() for name, p in network.named_parameters()}
     _check_fixed(settings, fixed, tensors)
     tensors = {name: tensors[name] for name in tuning.trainable(network, make_parts(settings))}
     spec = UpdateSpec.of(tensors, settings.method, settings.rank, network.base_sha256)
-    save_update(out, tensors, spec, {SETTINGS: json.dumps(settings.to_dict())})
+    save_update(out, tensors, spec, extra)
     worst = max(lost, key=lambda module: lost[module], default="")
     return Imported(
         str(out), settings.rank, False, bool(beside.tensors), lost.get(worst, 0.0), worst
@@ -135,13 +153,14 @@ def _read_beside(folder: Path) -> _Beside:
     """Raises: UpdateError: if `head.safetensors` is damaged or another program's."""
     path = folder / HEAD_FILE
     if not path.exists():
-        return _Beside({}, "", {}, None)
+        return _Beside()
     tensors, spec, extra = load_update(path)
     try:
-        adapter = UpdateSpec.from_dict(json.loads(extra[ADAPTER]))
+        adapter = UpdateSpec.from_dict(json.loads(extra.pop(ADAPTER)))
+        sha256 = extra.pop(ADAPTER_SHA256)
     except (KeyError, ValueError) as error:
         raise UpdateError(f"{path}: says nothing of its adapter; make the folder again") from error
-    return _Beside(tensors, spec.base_sha256, extra, adapter)
+    return _Beside(tensors, spec.base_sha256, extra, adapter, sha256)
 
 
 def _settings(folder: Path, beside: _Beside) -> Federation:
@@ -194,8 +213,10 @@ def _widths(adapter: UpdateSpec) -> dict[str, int]:
     return {stem: adapter.rank + shapes.get(stem + OFFSET_A, (0,))[0] for stem in sorted(stems)}
 
 
-def _same(network: Segmenter, blocks: Mapping[str, Slot], adapter: UpdateSpec) -> dict[str, Tensor]:
-    """All tensors of the adapter's file, and the factors that it leaves to the seed."""
+def _as_it_was(
+    network: Segmenter, blocks: Mapping[str, Slot], adapter: UpdateSpec
+) -> dict[str, Tensor]:
+    """The tensors of the adapter's file bit for bit, and the factors that it leaves to the seed."""
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     rank = adapter.rank
     for stem, slot in blocks.items():

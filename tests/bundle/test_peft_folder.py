@@ -233,6 +233,13 @@ def test_an_adapter_trained_on_in_peft_comes_back(tmp_path: Path) -> None:
     export_peft(load_trained(adapter(tmp_path)), folder)
     tensors = load_file(folder / MODEL_FILE)
     key = "base_model.model.vision_encoder.layers.1.attn.qkv.lora_B.weight"
+    tensors[key][:128, :RANK] += 1.0  # within the block of q: the layout is still ours
+    save_file(tensors, folder / MODEL_FILE)
+    done = import_peft(folder, out)
+    assert (done.same, done.head, done.lost) == (False, True, 0.0)
+    found, _, extra = load_update(out)
+    assert torch.equal(found[f"{QKV}.q{LORA_B}"], tensors[key][:128, :RANK])
+    assert "round" not in extra
     tensors[key][:128] += 1.0  # the rows of q, in the columns of v as well
     save_file(tensors, folder / MODEL_FILE)
     with pytest.raises(PeftError, match=r"layers\.1\.attn\.qkv: has more directions"):
