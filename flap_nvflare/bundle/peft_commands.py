@@ -56,7 +56,8 @@ def add_import(commands: argparse._SubParsersAction) -> None:
     command.description = (
         "Writes an adapter's file from a PEFT folder. One that `export peft` made gives the same "
         "bytes again. Any other plain LoRA on qkv, q_proj and v_proj is taken over exactly if it "
-        "fits; what does not fit is refused."
+        "fits; what does not fit is refused. On which base that one was trained no file says: it "
+        "counts as trained on --checkpoint."
     )
     command.add_argument("folder", type=Path, help="with adapter_config.json")
     command.add_argument(

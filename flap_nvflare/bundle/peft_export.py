@@ -48,12 +48,12 @@ Made by flap_nvflare from `{file}`: {arch}, {image_size} pixels, method `{method
 classes: background, {classes}.
 
 - `adapter_config.json`, `adapter_model.safetensors`: the low-rank factors as LoRA of Hugging Face
-  PEFT for transformers' `SamModel`. Query and value share one layer `qkv` in the encoder, so its
-  rank is twice that of the adapter; the rows of the key are zero and must stay so.
-- `head.safetensors`: what trained beside the factors, under segment_anything's names. It has one
+  PEFT for transformers' `SamModel`. Query, key and value share one layer `qkv` in the encoder; its
+  factors stand there side by side, and the rows of the key are zero and must stay so.
+- `head.safetensors`: {head}, under segment_anything's names. It has one
   mask token and one hyper-network for each of the {outputs} classes, and an up-scaler to full
-  resolution. A `SamModel` has no place for them: with PEFT alone you get SAM's own masks for your
-  prompts, on adapted features, and no class masks.
+  resolution. A `SamModel` has no place for them: PEFT alone gives SAM's own masks for your prompts,
+  on adapted features, and no class masks.
 
 ```python
 from peft import PeftModel
@@ -62,8 +62,9 @@ from transformers import SamModel
 sam = PeftModel.from_pretrained(SamModel.from_pretrained(BASE), FOLDER)
 ```
 
-BASE must hold the weights that the adapter was trained on: {base}
-with SHA-256 `{sha256}`{named}.
+BASE must hold the weights that the adapter was trained on: {base}{named}.
+Hugging Face has SAM's published files as facebook/sam-vit-base, -large and -huge.
+
 For the numbers of the training run, give `SamModel` a configuration of {image_size} pixels with the
 position tables resized to it (absolute: bilinear, relative: linear), and `layer_norm_eps` 1e-5 in
 its mask decoder: transformers' default of 1e-6 is not segment_anything's.
@@ -155,8 +156,15 @@ def _head(network: Segmenter, method: str) -> dict[str, Tensor]:
 
 
 def _readme(trained: Trained, base_model: str) -> str:
-    federation = trained.federation
-    base = "SAM's file" if federation.base == "pretrained" else "random weights"
+    federation, sha256 = trained.federation, trained.spec.base_sha256
+    base = f"the file of SAM with SHA-256\n`{sha256}`"
+    if federation.base == "random":
+        base = f"weights drawn from seed {federation.seed}, known as\n`{sha256}`"
+    head = {
+        "flap": "the output layers, trained with the factors",
+        "lora": "the output layers, untrained",
+        "lora_decoder": "the whole mask decoder, trained with the factors",
+    }
     return _README.format(
         file=trained.file.name,
         arch=federation.arch,
@@ -164,8 +172,8 @@ def _readme(trained: Trained, base_model: str) -> str:
         method=federation.method,
         rank=federation.rank,
         classes=", ".join(federation.class_names),
+        head=head[federation.method],
         outputs=federation.classes + 1,
         base=base,
-        sha256=trained.spec.base_sha256,
         named=f", which is said to be `{base_model}`" if base_model else "",
     )

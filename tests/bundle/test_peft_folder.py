@@ -131,7 +131,7 @@ def test_peft_on_transformers_sam_computes_what_our_network_does(
     [
         {},
         {"rule": "residual"},
-        {"rule": "ffa"},
+        {"rule": "ffa", "base": "random"},
         {"method": "lora"},
         {"method": "lora_decoder", "lora_blocks": 1},
     ],
