@@ -41,6 +41,7 @@ _PLAIN = {
 }  # fmt: skip
 # Ways to draw the factors that leave the base as it is; pissa, olora, loftq and others do not.
 _DRAWS = (True, False, "gaussian", "orthogonal")
+_MOST_ALPHA = 1e6
 _AGAIN = "train it again as plain LoRA on qkv, q_proj and v_proj"
 
 
@@ -103,7 +104,7 @@ def from_peft(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[
         found = _KEY.fullmatch(key)
         if found is None:
             raise PeftError(f"{key!r} is no factor of a LoRA; {_AGAIN}, without trained weights")
-        if tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
+        if tensor.ndim != 2 or not tensor.is_floating_point() or not _sound(tensor):
             raise PeftError(f"{key!r} is no matrix of finite numbers; fetch or make the file again")
         layers[found[1]][found[2]] = tensor.float()
     slots: dict[str, Slot] = {}
@@ -140,6 +141,12 @@ def halves(slots: Mapping[str, Slot], widths: Mapping[str, int]) -> dict[str, Sl
             return None
         own[stem] = Slot(slot.module, slot.b[:, block], slot.a[block])
     return own
+
+
+def _sound(tensor: Tensor) -> bool:
+    """Whether no size is zero and no scale can take a number out of float32's range."""
+    largest = float(tensor.abs().max()) if tensor.numel() else math.nan
+    return largest * _MOST_ALPHA < torch.finfo(torch.float32).max
 
 
 def _module_of(stem: str) -> tuple[str, str]:
@@ -207,8 +214,10 @@ def _check_plain(config: Mapping[str, Any]) -> None:
 
 def _scaled(module: str, b: Tensor, config: Mapping[str, Any]) -> Tensor:
     """s B with PEFT's scale: alpha / r, or alpha / sqrt(r) of rank-stabilised LoRA."""
-    alpha = config.get("lora_alpha")
-    for key, value in (config.get("alpha_pattern") or {}).items():
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise PeftError(f"alpha_pattern is {str(patterns)[:80]}, no names of layers with numbers")
+    for key, value in patterns.items():
         if not re.fullmatch(r"\^?[\w.]+", key):
             raise PeftError(
                 f"alpha_pattern has {key[:80]!r}; write names of layers there, not expressions"
@@ -217,8 +226,10 @@ def _scaled(module: str, b: Tensor, config: Mapping[str, Any]) -> Tensor:
         if module == name or (name == key and module.endswith(f".{name}")):
             alpha = value
             break
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise PeftError(f"{module}: alpha is {str(alpha)[:80]}, no number")
+    if not isinstance(alpha, (int, float)) or not abs(alpha) < _MOST_ALPHA:
+        raise PeftError(
+            f"{module}: alpha is {str(alpha)[:80]}, expected a number below {_MOST_ALPHA:g}"
+        )
     rank = b.shape[1]
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return b if scale == 1 else b * scale

@@ -85,6 +85,9 @@ GOOD = factors([[1.0], [0.0], [1.0]], [[1.0, 1.0]])
         (factors([[1.0, 1.0]] * 3, [[1.0]]), {}, "do not go together"),
         ({f"{KEY}A.weight": torch.ones(1, 1)}, {}, "do not go together"),
         (factors([[float("nan")]] * 3, [[1.0]]), {}, "finite numbers"),
+        (factors([[float("inf")]] * 3, [[1.0]]), {}, "finite numbers"),
+        (factors([[1e38]] * 3, [[1.0]]), {}, "finite numbers"),
+        (factors([[], [], []], []), {}, "finite numbers"),
         ({}, {}, "empty"),
         (GOOD, {"peft_type": "LOHA"}, "LOHA"),
         (GOOD, {"use_dora": True}, "use_dora"),
@@ -94,7 +97,9 @@ GOOD = factors([[1.0], [0.0], [1.0]], [[1.0, 1.0]])
         (GOOD, {"init_lora_weights": "pissa"}, "pissa"),
         (GOOD, {"something_new": 1}, "something_new"),
         (GOOD, {"alpha_pattern": {".*qkv": 3}}, "write names of layers"),
+        (GOOD, {"alpha_pattern": ["qkv"]}, "no names of layers"),
         (GOOD, {"lora_alpha": None}, "alpha is None"),
+        (GOOD, {"lora_alpha": 1e300}, "a number below"),
     ],
 )
 def test_what_ours_cannot_hold_is_refused(
