@@ -1,4 +1,7 @@
-"""ViT-B at its full size and 1024 pixels: ours, segment_anything's and transformers' SAM agree.
+"""ViT-B in its full width at 1024 pixels: ours, segment_anything's and transformers' SAM agree.
+
+The gate runs the first three blocks (two in windows, one over the whole grid) with everything
+before and after them; all twelve take minutes: pytest -m provisioned tests/sam/test_three_sams.py
 
 No published weights are needed: the encoder has numbers of a real SAM's size (truncated normal of
 std 0.02, tables of positions included), so that its activations are of order 1 to 10; prompt
@@ -8,6 +11,7 @@ since at one and zero they would hide a mix-up.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from transformers_sam import transformers_sam
 
 from flap_nvflare.sam import official
-from flap_nvflare.sam.backbone import architecture
+from flap_nvflare.sam.backbone import Architecture, architecture
 from flap_nvflare.sam.decode import decode
 from flap_nvflare.sam.segmenter import build_segmenter
 
@@ -27,13 +31,13 @@ SIZE = 1024
 
 
 @torch.no_grad()
-def stock_sam() -> Any:
-    """segment_anything's ViT-B as its own builder makes it, with the numbers described above."""
+def stock_sam(arch: Architecture) -> Any:
+    """segment_anything's SAM as its own builder makes it, with the numbers described above."""
     official.modelling()  # enters segment_anything without torchvision
     from segment_anything import build_sam
 
     torch.manual_seed(0)
-    sam = build_sam.sam_model_registry["vit_b"]()
+    sam = build_sam._build_sam(arch.embed_dim, arch.depth, arch.heads, arch.global_blocks)
     for name, parameter in sam.named_parameters():
         if parameter.ndim > 1:
             if name.startswith("image_encoder."):
@@ -52,15 +56,21 @@ def check(what: str, ours: Tensor, theirs: Tensor) -> None:
     assert difference < MOST * min(1.0, largest), what
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "blocks",
+    [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.provisioned)],
+)
 @torch.no_grad()
-def test_vit_b_at_1024_pixels_is_the_same_in_three_implementations(tmp_path: Path) -> None:
-    stock = stock_sam()
+def test_vit_b_at_1024_pixels_is_the_same_in_three_codes(blocks: int, tmp_path: Path) -> None:
+    arch = architecture("vit_b")
+    few = tuple(block for block in arch.global_blocks if block < blocks)
+    arch = dataclasses.replace(arch, depth=blocks, global_blocks=few)
+    stock = stock_sam(arch)
     state = stock.state_dict()
     save_file(state, tmp_path / "sam.safetensors")
-    ours = build_segmenter("vit_b", SIZE, 2, "flap", 4, 0, tmp_path / "sam.safetensors")
-    other = transformers_sam(architecture("vit_b"), SIZE, state)
+    ours = build_segmenter(arch, SIZE, 2, "flap", 4, 0, tmp_path / "sam.safetensors")
+    other = transformers_sam(arch, SIZE, state)
     image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
     embedding = stock.image_encoder(image)
