@@ -17,6 +17,8 @@ from flap_nvflare.settings import ARCHITECTURES
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
+    from flap_nvflare.bundle.commands import add_export
+    from flap_nvflare.bundle.peft_commands import add_import
     from flap_nvflare.evaluation.commands import add_evaluate
     from flap_nvflare.report.commands import add_report
     from flap_nvflare.site.commands import add_site
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     _add_rules(commands)
     add_report(commands)
     add_site(commands)
+    add_export(commands)
+    add_import(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)
