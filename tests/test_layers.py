@@ -16,6 +16,7 @@ ALLOWED = {
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
     "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
+    "prediction": {"torch", "monai", "nibabel", "sam", "data", "training", "bundle"},
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flap_nvflare.data.planes import square, tinted
 from flap_nvflare.data.volume import Volume
 
-# Red, green, blue by class, from class 1; the same again from the start if there are more.
-_COLOURS = np.array([(230, 60, 60), (60, 200, 90), (70, 120, 255), (240, 200, 40)], np.float32)
-_TINT = 0.45
 _LARGEST = 512  # pixels of a slice's side
 _GAP = 6
 
@@ -45,14 +43,12 @@ def picture(volume: Volume) -> np.ndarray:
     columns = []
     for number in slices_to_show(volume.label):
         image, label = (
-            _square(a[number], volume.spacing[1:]) for a in (volume.image, volume.label)
+            square(a[number], volume.spacing[1:], _LARGEST) for a in (volume.image, volume.label)
         )
         grey = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255
         plain = np.repeat(grey[:, :, None], 3, axis=2)
-        colour = _COLOURS[(label.astype(int) - 1) % len(_COLOURS)]
-        tinted = np.where(label[:, :, None] > 0, (1 - _TINT) * plain + _TINT * colour, plain)
         gap = np.full((_GAP, plain.shape[1], 3), 255.0)
-        columns.append(np.concatenate([plain, gap, tinted]))
+        columns.append(np.concatenate([plain, gap, tinted(plain, label)]))
         columns.append(np.full((columns[-1].shape[0], _GAP, 3), 255.0))
     return np.concatenate(columns[:-1], axis=1).astype(np.uint8)
 
@@ -90,15 +86,3 @@ def _give(path: Path) -> None:
 def _chunk(kind: bytes, data: bytes) -> bytes:
     checked = kind + data
     return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-
-def _square(plane: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """The plane at one scale in both directions, by the nearest voxel, to `_LARGEST` pixels."""
-    mm = [count * step for count, step in zip(plane.shape, spacing, strict=True)]
-    scale = min(_LARGEST, max(plane.shape)) / max(mm)
-    rows, columns = (
-        np.linspace(0, count - 1, max(1, round(length * scale))).round().astype(int)
-        for count, length in zip(plane.shape, mm, strict=True)
-    )
-    turned: np.ndarray = plane[np.ix_(rows, columns)]
-    return turned

@@ -1,0 +1,1 @@
+"""Masks of scans that nobody has drawn, from a trained adapter."""

@@ -1,0 +1,139 @@
+"""Slices side by side with their masks in colour and a legend, as one PNG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flap_nvflare.data.planes import COLOURS, colours_of, tinted
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+Panel = tuple[str, np.ndarray, "np.ndarray | None"]
+
+_SMALLEST = 320  # pixels of a panel's longer side: less is hard to look at
+_GAP, _LINE, _TEXT = 8, 24, 14  # pixels: between panels, of a line of text, of its letters
+_PAPER, _INK = (255, 255, 255), (34, 34, 34)
+
+
+def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence[str]) -> Path:
+    """Writes the panels from left to right, each under its title, above the classes' colours.
+
+    A mask is tinted and outlined in its class's colour. A panel smaller than 320 pixels is
+    enlarged by a whole factor. Only its owner may read the file.
+
+    Args:
+        path: the PNG to write, in place of one that is there.
+        panels: title, grey values (H, W) in [0, 1] and class indices (H, W) or None of each;
+            pixels are drawn square, so squeeze planes of other pixels by `data.planes.square`.
+        class_names: of the foreground classes, from class 1.
+
+    Raises:
+        ValueError: if there is no panel, or a panel's arrays are not (H, W) and alike.
+        OSError: if the file cannot be written.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not panels:
+        raise ValueError(f"{path}: no panel to draw")
+    pictures = [_pixels(*panel) for panel in panels]
+    tall = max(len(pixels) for pixels in pictures)
+    wide = sum(pixels.shape[1] + _GAP for pixels in pictures) + _GAP
+    font = ImageFont.load_default(_TEXT)
+    marks = _legend(class_names, wide, font) if any(p[2] is not None for p in panels) else []
+    lines = 1 + (marks[-1][0] + 1 if marks else 0)
+    sheet = Image.new("RGB", (wide, tall + lines * _LINE + 2 * _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    left = _GAP
+    for (title, _, _), pixels in zip(panels, pictures, strict=True):
+        sheet.paste(Image.fromarray(pixels), (left, _LINE))
+        text = _cut(title, pixels.shape[1], font)
+        draw.text((left, _LINE / 2), text, fill=_INK, font=font, anchor="lm")
+        left += pixels.shape[1] + _GAP
+    _draw_legend(draw, marks, _LINE + tall + _GAP, font)
+    path = Path(path)
+    # A file that is already there keeps its mode: it is made anew.
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        sheet.save(file, "PNG", optimize=True)
+    return path
+
+
+def _pixels(title: str, grey: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """A panel (rows, columns, 3) uint8."""
+    if grey.ndim != 2 or 0 in grey.shape or (mask is not None and mask.shape != grey.shape):
+        raise ValueError(
+            f"panel {title!r}: grey values have shape {grey.shape} and the mask "
+            f"{None if mask is None else mask.shape}; give both as (H, W)"
+        )
+    times = -(-_SMALLEST // max(grey.shape))
+    large = _enlarged(np.nan_to_num(np.clip(grey, 0, 1)) * 255, times)
+    plain = np.repeat(large[:, :, None], 3, axis=2)
+    if mask is None:
+        return plain.astype(np.uint8)
+    label = _enlarged(mask, times)
+    pixels = tinted(plain, label).astype(np.uint8)
+    border = _border(label)
+    pixels[border] = colours_of(label)[border]
+    return pixels
+
+
+def _enlarged(plane: np.ndarray, times: int) -> np.ndarray:
+    large: np.ndarray = plane.repeat(times, axis=0).repeat(times, axis=1)
+    return large
+
+
+def _border(label: np.ndarray) -> np.ndarray:
+    """Foreground pixels (H, W) bool with another class above, below or beside them."""
+    around = np.pad(label, 1, mode="edge")
+    other = np.zeros(label.shape, bool)
+    for rows, columns in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        shifted = around[rows : rows + label.shape[0], columns : columns + label.shape[1]]
+        other |= shifted != label
+    border: np.ndarray = other & (label > 0)
+    return border
+
+
+def _legend(
+    class_names: Sequence[str], wide: int, font: FreeTypeFont | ImageFont
+) -> list[tuple[int, int, str, tuple[int, int, int]]]:
+    """Line, pixels from the left, name and colour of each class; lines break where they must."""
+    marks, line, left = [], 0, _GAP
+    for number, name in enumerate(class_names):
+        text = _cut(name, wide - 4 * _GAP, font)
+        length = _TEXT + _GAP + round(font.getlength(text))
+        if left > _GAP and left + length > wide - _GAP:
+            line, left = line + 1, _GAP
+        marks.append((line, left, text, COLOURS[number % len(COLOURS)]))
+        left += length + 2 * _GAP
+    return marks
+
+
+def _draw_legend(
+    draw: ImageDraw,
+    marks: Sequence[tuple[int, int, str, tuple[int, int, int]]],
+    top: int,
+    font: FreeTypeFont | ImageFont,
+) -> None:
+    for line, left, text, colour in marks:
+        middle = top + line * _LINE + _LINE // 2
+        box = (left, middle - _TEXT // 2, left + _TEXT, middle + _TEXT // 2)
+        draw.rectangle(box, fill=colour)
+        draw.text((left + _TEXT + _GAP, middle), text, fill=_INK, font=font, anchor="lm")
+
+
+def _cut(text: str, length: int, font: FreeTypeFont | ImageFont) -> str:
+    """The text on one line, shortened to `length` pixels if need be."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= length:
+        return text
+    while text and font.getlength(text + "…") > length:
+        text = text[:-1]
+    return text + "…"
