@@ -17,6 +17,7 @@ from flap_nvflare.settings import ARCHITECTURES
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
+    from flap_nvflare.prediction.commands import add_predict
     from flap_nvflare.site.commands import add_site
 
     parser = argparse.ArgumentParser(prog="flap-nvflare", description=__doc__.split("\n")[0])
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_count(commands)
     _add_doctor(commands)
     _add_phantom(commands)
+    add_predict(commands)
     _add_rules(commands)
     add_site(commands)
     parsed = parser.parse_args(arguments)
