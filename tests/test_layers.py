@@ -19,7 +19,10 @@ ALLOWED = {
     "prediction": {"torch", "monai", "nibabel", "sam", "data", "training", "bundle"},
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
-    "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
+    "bench": {
+        "torch", "monai", "nibabel", "sam", "data", "training", "adapter", "aggregation", "bundle",
+        "prediction",
+    },
     "flare": {
         "torch", "nvflare", "monai", "sam", "data", "adapter", "training", "aggregation", "bundle",
         "site",
