@@ -39,9 +39,7 @@ def is_done(path: Path, stamp: str) -> bool:
     """
     if not path.exists():
         return False
-    header = open_image(path).header
-    said = bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
-    if said == f"{_MAKER} {stamp}":
+    if _said(path) == f"{_MAKER} {stamp}":
         return True
     raise DataError(
         f"{path}: is no mask of this scan by this adapter, base and grey values; give --overwrite "
@@ -86,6 +84,14 @@ def read_mask(path: Path) -> np.ndarray:
         last = min(first + _SLAB, len(mask))
         mask[first:last] = scan.slab(first, last)
     return mask
+
+
+def _said(path: Path) -> str:
+    """The description in the file's header; empty if it has none."""
+    try:
+        return bytes(open_image(path).header["descrip"]).rstrip(b"\0").decode("latin-1")
+    except (DataError, KeyError, ValueError):
+        return ""
 
 
 def _settle(path: Path) -> None:
