@@ -138,11 +138,13 @@ def _bars(inputs: list[Input]) -> Iterator[Progress]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
     with Progress(
         *columns,
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
         # Otherwise rich sends to stderr what is meant for a file or a program.
         redirect_stdout=sys.stdout.isatty(),
     ) as bars:
