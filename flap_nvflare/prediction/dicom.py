@@ -20,14 +20,8 @@ from flap_nvflare.data.scan import Scan
 _PREAMBLE = 128
 # A slice may lie this share of the spacing off its place, and cosines may be this far apart.
 _OFF_PLACE, _OFF_COSINE = 0.02, 1e-3
-_NEEDED = (
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-)
+# What places a slice, and how many numbers it has.
+_NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 _MM, _SCANNER = 2, 1  # NIfTI's codes: millimetres; coordinates of the scanner
 
 
@@ -67,34 +61,40 @@ def open_series(files: Sequence[Path], series: str = "") -> Scan:
 
 def _of_series(folder: Path, files: Sequence[Path], series: str) -> list[Any]:
     """The headers of the series' files, all of them with what a slice must say."""
-    import pydicom
-
     found: dict[str, list[Any]] = defaultdict(list)
     for file in files:
-        try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
-            missing = [name for name in _NEEDED if name not in header]
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DataError(f"{file}: damaged ({error}); export the series again") from error
-        if "Rows" not in header:  # DICOMDIR, reports, structure sets
-            continue
-        if missing or int(header.get("SamplesPerPixel", 1)) != 1:
-            raise DataError(
-                f"{file}: no slice of a scan ({'no ' + missing[0] if missing else 'in colour'}); "
-                "take it out of the folder, or convert an enhanced (multi-frame) series to NIfTI"
-            )
-        found[str(header.SeriesInstanceUID)].append(header)
-    if series:
-        if series not in found:
-            raise DataError(f"{folder}: no series {series}; it holds {sorted(found)}")
-        return found[series]
-    if len(found) != 1:
+        header = _header(file)
+        if "Rows" in header:  # no DICOMDIR, report or structure set
+            found[str(header.get("SeriesInstanceUID", ""))].append(header)
+    if not found:
+        raise DataError(f"{folder}: no DICOM slice in it; name the folder of a series")
+    if series and series not in found:
+        raise DataError(f"{folder}: no series {series}; it holds {sorted(found)}")
+    if not series and len(found) > 1:
+        raise DataError(f"{folder}: {len(found)} series {sorted(found)}; name one by --series")
+    chosen = found[series] if series else next(iter(found.values()))
+    for header in chosen:
+        _check_slice(header)
+    return chosen
+
+
+def _header(file: Path) -> Any:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{file}: damaged ({error}); export the series again") from error
+
+
+def _check_slice(header: Any) -> None:
+    """Refuses what is no slice with a place of its own."""
+    missing = [name for name, count in _NEEDED.items() if len(header.get(name) or ()) != count]
+    if missing or int(header.get("SamplesPerPixel", 1)) != 1:
         raise DataError(
-            f"{folder}: {len(found)} series {sorted(found)}; name one by --series"
-            if found
-            else f"{folder}: no DICOM slice in it; name the folder of a series"
+            f"{header.filename}: no slice of a scan ({f'no {missing[0]}' if missing else 'colour'})"
+            "; take it out of the folder, or convert an enhanced (multi-frame) series to NIfTI"
         )
-    return next(iter(found.values()))
 
 
 def _in_order(folder: Path, slices: list[Any]) -> list[Any]:
@@ -164,23 +164,31 @@ def _voxels(slices: Sequence[Any]) -> tuple[np.ndarray, float, float]:
 
     Where slices have rescales of their own, the voxels are float32 and rescaled already.
     """
-    rescales = {
-        (float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0)))
-        for header in slices
-    }
-    own = len(rescales) > 1
+    rescales = [_rescale(header) for header in slices]
+    own = len(set(rescales)) > 1
     stored: np.ndarray | None = None
     for number, header in enumerate(slices):
         pixels = _pixels(Path(header.filename))
         if own:
-            slope, intercept = header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)
-            pixels = (pixels * float(slope) + float(intercept)).astype(np.float32)
+            slope, intercept = rescales[number]
+            pixels = (pixels * slope + intercept).astype(np.float32)
         if stored is None:
             stored = np.empty((*pixels.T.shape, len(slices)), pixels.dtype, order="F")
-        stored[:, :, number] = pixels.T.astype(stored.dtype, casting="same_kind")
+        if pixels.dtype != stored.dtype:
+            raise DataError(
+                f"{header.filename}: pixels of type {pixels.dtype} among {stored.dtype}; export "
+                "the series again"
+            )
+        stored[:, :, number] = pixels.T
     assert stored is not None
-    slope, intercept = (1.0, 0.0) if own else next(iter(rescales))
+    slope, intercept = (1.0, 0.0) if own else rescales[0]
     return stored, slope, intercept
+
+
+def _rescale(header: Any) -> tuple[float, float]:
+    """Slope and intercept; without them values are as stored."""
+    slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 
 def _pixels(file: Path) -> np.ndarray:

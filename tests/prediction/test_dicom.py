@@ -152,6 +152,25 @@ def test_what_is_no_slice_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_report_in_the_folder_matters_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, voxels())
+    (picture,) = write_series(tmp_path / "report", voxels()[:1], uid="1.9", SamplesPerPixel=3)
+    found = open_series([*paths, picture], "1.2.3")
+    assert found.shape == SHAPE
+    with pytest.raises(DataError, match=r"no slice of a scan \(colour\)"):
+        open_series([*paths, picture], "1.9")
+
+
+def test_slices_of_unlike_types_and_without_rescale(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, voxels())
+    for path in paths:
+        change(path, RescaleSlope=None, RescaleIntercept=None)
+    assert opened(tmp_path).whole().tolist() == voxels()[::-1].tolist()
+    change(paths[2], PixelRepresentation=0)
+    with pytest.raises(DataError, match=r"IM0003: pixels of type uint16 among int16"):
+        opened(tmp_path)
+
+
 def test_what_is_dicom(tmp_path: Path) -> None:
     (path,) = write_series(tmp_path, voxels()[:1])
     (tmp_path / "notes.txt").write_text("no")

@@ -12,6 +12,7 @@ from prediction_run import Run, train
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.scan import Scan, open_scan
+from flap_nvflare.data.window import KITS_WINDOWS
 from flap_nvflare.prediction.grey import choose_window
 from flap_nvflare.prediction.predictor import Predictor
 from flap_nvflare.training import volume_scorer
@@ -59,10 +60,11 @@ def test_the_mask_is_the_one_that_an_evaluation_scores(
         assert len(np.unique(found)) > 1
 
 
-def test_every_slice_is_run_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = predictor(run, batch=2)
+def test_every_slice_is_run_once(run: Run) -> None:
+    trained = load_trained(run.adapter)
+    ready = Predictor(trained, KITS_WINDOWS["A"], "cpu", batch=2)
     seen: list[int] = []
-    ready._network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    trained.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     done: list[int] = []
     ready.mask(open_scan(image(run, "case_00003")), done.append)
     assert seen == [2, 2, 2, 1]
