@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,8 +99,6 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _checkpoint(given: Path | None) -> str:
-    import os
-
     from flap_nvflare.settings import CHECKPOINT_VARIABLE
 
     return str(given or os.environ.get(CHECKPOINT_VARIABLE, ""))
@@ -129,17 +128,12 @@ def _line(done: Done) -> str:
 def _bars(inputs: list[Input]) -> Iterator[Progress]:
     """Bars over scans and over the slices of the present one, on stderr."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
-    with Progress(
+    with Bars(
         *columns,
         TimeRemainingColumn(),
         console=console,

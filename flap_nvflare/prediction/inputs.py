@@ -11,6 +11,7 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import IMAGE, LABEL
 from flap_nvflare.data.scan import Scan, open_scan
 from flap_nvflare.data.source import ENDINGS
+from flap_nvflare.sam.checkpoint import file_sha256
 
 MASK = "_mask.nii.gz"
 
@@ -47,9 +48,7 @@ class Input:
         """Of all that the scan is made of."""
         digest = hashlib.sha256(self.series.encode())
         for path in self.files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            digest.update(file_sha256(path).encode())
         return digest.hexdigest()
 
 

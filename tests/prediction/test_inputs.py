@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def test_folders_of_dicom(tmp_path: Path) -> None:
     assert inputs[1].open().shape == (2, 3, 3)
     with pytest.raises(DataError, match=r"no series 1\.5"):
         inputs[0].open()
+
+
+def test_without_pydicom_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path, np.zeros((2, 3, 3), np.int16))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(DataError, match=r"pip install 'flap_nvflare\[dicom\]'"):
+        find_inputs(tmp_path)
 
 
 def test_a_folder_without_scans(tmp_path: Path) -> None:
