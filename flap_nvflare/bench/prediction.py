@@ -1,9 +1,9 @@
 """Prediction of a whole CT: `python -m flap_nvflare.bench.prediction`.
 
-`predict` runs every slice once. The paper's code makes a stack of five slices for each slice,
-flattens it to five images and keeps the middle one's mask, so every slice is run five times for
-the same answer. Here both ways read the same file, prepare slices alike and use the same weights,
-each in a process of its own, one after the other:
+`predict` runs every slice once. The paper's code takes stacks of five slices and flattens them to
+five images that know nothing of each other, so every slice is run five times for the same answer;
+here a stack is made around each slice and its middle mask is kept. All ways read the same file,
+prepare slices alike and use the same weights, each in a process of its own, one after the other:
 
     once          as `predict` does
     five times    the same network, a stack of five for each slice
