@@ -22,7 +22,10 @@ ALLOWED = {
     },
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
-    "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
+    "bench": {
+        "torch", "monai", "nibabel", "sam", "data", "training", "adapter", "aggregation", "bundle",
+        "prediction",
+    },
     "flare": {
         "torch", "nvflare", "monai", "sam", "data", "adapter", "training", "aggregation", "bundle",
         "site",
@@ -89,6 +92,7 @@ COMMANDS = (
     "bundle/commands",
     "bundle/peft_commands",
     "evaluation/commands",
+    "prediction/commands",
     "report/commands",
     "site/commands",
 )

@@ -12,6 +12,7 @@ import numpy as np
 from flap_nvflare.data.planes import COLOURS, colours_of, tinted
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
@@ -38,7 +39,8 @@ def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence
         ValueError: if there is no panel, or a panel's arrays are not (H, W) and alike.
         OSError: if the file cannot be written.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image as images
+    from PIL import ImageDraw, ImageFont
 
     if not panels:
         raise ValueError(f"{path}: no panel to draw")
@@ -48,21 +50,29 @@ def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence
     font = ImageFont.load_default(_TEXT)
     marks = _legend(class_names, wide, font) if any(p[2] is not None for p in panels) else []
     lines = 1 + (marks[-1][0] + 1 if marks else 0)
-    sheet = Image.new("RGB", (wide, tall + lines * _LINE + 2 * _GAP), _PAPER)
+    sheet = images.new("RGB", (wide, tall + lines * _LINE + 2 * _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     left = _GAP
     for (title, _, _), pixels in zip(panels, pictures, strict=True):
-        sheet.paste(Image.fromarray(pixels), (left, _LINE))
+        sheet.paste(images.fromarray(pixels), (left, _LINE))
         text = _cut(title, pixels.shape[1], font)
         draw.text((left, _LINE / 2), text, fill=_INK, font=font, anchor="lm")
         left += pixels.shape[1] + _GAP
     _draw_legend(draw, marks, _LINE + tall + _GAP, font)
-    path = Path(path)
-    # A file that is already there keeps its mode: it is made anew.
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        sheet.save(file, "PNG", optimize=True)
+    return _write(Path(path), sheet)
+
+
+def _write(path: Path, sheet: Image) -> Path:
+    """Puts the picture at `path`, whole or not at all."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            sheet.save(file, "PNG", optimize=True)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

@@ -13,7 +13,13 @@ from kits_files import flat_volume, make_volume, prepare_volume
 from torch.utils.data import ConcatDataset, DataLoader
 
 from flap_nvflare.data.draws import Draw, foreground_sampler
-from flap_nvflare.data.slices import SliceDataset, Views, slice_key, volume_batches
+from flap_nvflare.data.slices import (
+    SliceDataset,
+    Views,
+    image_batches,
+    slice_key,
+    volume_batches,
+)
 from flap_nvflare.data.volume import Volume
 from flap_nvflare.data.window import Window
 
@@ -232,3 +238,23 @@ def test_a_view_is_cheap() -> None:
         costs.append(time.process_time() - start)
     # 0.7 ms alone on a core; the fastest tenth leaves out what else the machine does.
     assert sorted(costs)[6] < 4e-3
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked"),
+    [("repeat", [(0, 2), (2, 4), (4, 5)]), ("neighbours", [(0, 3), (1, 5), (3, 5)])],
+)
+def test_batches_of_a_volume_ask_for_slabs_only(channels: str, asked: list) -> None:
+    volume = torch.arange(5.0)[:, None, None].expand(5, 2, 2)
+    seen: list[tuple[int, int]] = []
+
+    def slab(first: int, last: int) -> torch.Tensor:
+        seen.append((first, last))
+        return volume[first:last]
+
+    batches = list(image_batches(slab, 5, channels, 2))
+    assert seen == asked
+    assert [list(places) for _, places in batches] == [[0, 1], [2, 3], [4]]
+    middle = torch.cat([images for images, _ in batches])[:, :, 0, 0]
+    around = {"repeat": [2, 2, 2], "neighbours": [1, 2, 3]}[channels]
+    assert middle[2].tolist() == around

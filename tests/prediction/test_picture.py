@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -82,6 +83,23 @@ def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     (tmp_path / "a.png").chmod(0o644)
     drawn(tmp_path, None)
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_leaves_no_half_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(tmp_path, None)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(image: object, file: IO[bytes], *options: object, **more: object) -> None:
+        file.write(b"a part")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        drawn(tmp_path, None, grey=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 def test_what_is_no_plane_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Three slices of a scan under their mask, for a first look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flap_nvflare.data.planes import square
+from flap_nvflare.data.scan import Scan
+from flap_nvflare.data.window import Window
+from flap_nvflare.prediction.picture import draw_panels
+
+_SLICES = 3
+_LARGEST = 512  # pixels of a panel's side
+
+
+def slices_to_show(mask: np.ndarray) -> list[int]:
+    """Of each third of the slices with foreground the one with most of it.
+
+    Without foreground the middle slice; of less than three slices with foreground all of them.
+
+    Args:
+        mask: (S, H, W).
+    """
+    sizes = np.array([int(np.count_nonzero(plane)) for plane in mask])
+    shown = np.flatnonzero(sizes)
+    if not shown.size:
+        return [len(mask) // 2]
+    thirds = np.array_split(shown, min(_SLICES, shown.size))
+    return [int(third[sizes[third].argmax()]) for third in thirds]
+
+
+def draw_overlay(
+    path: Path, scan: Scan, mask: np.ndarray, window: Window, class_names: Sequence[str]
+) -> Path:
+    """Writes the slices side by side as PNG; up is the patient's front, left the patient's right.
+
+    Args:
+        path: the PNG to write.
+        scan: the scan.
+        mask: (S, H, W) uint8.
+        window: black and white are its ends.
+        class_names: of the foreground classes.
+    """
+    panels = []
+    for number in slices_to_show(mask):
+        grey = (scan.slab(number, number + 1)[0] - window.low) / (window.high - window.low)
+        title = f"slice {number + 1} of {len(mask)}"
+        steps = scan.spacing[1:]
+        panels.append((title, square(grey, steps, _LARGEST), square(mask[number], steps, _LARGEST)))
+    return draw_panels(path, panels, class_names)

@@ -1,0 +1,56 @@
+"""Where a scan's grey values come from, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prediction_run import Run
+
+from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.window import KITS_WINDOWS, Window
+from flap_nvflare.prediction.grey import choose_window
+from flap_nvflare.settings import Federation
+
+KIDNEYS = Federation()
+
+
+def test_as_given_and_by_the_name_of_a_site() -> None:
+    assert choose_window(KIDNEYS, [-50, 150, 40.5, 30])[0] == Window(-50, 150, 40.5, 30)
+    assert choose_window(KIDNEYS, site="b") == (KITS_WINDOWS["B"], "site B of Fed-KiTS2019")
+
+
+def test_the_default_is_the_mean_of_six_sites() -> None:
+    window, why = choose_window(KIDNEYS)
+    # (66 + 77 + 89 + 64 + 64 + 82) / 6 = 73.67 and so on.
+    assert window == Window(-73.7, 266.7, 100.4, 72.2)
+    assert why == "mean over the sites of Fed-KiTS2019"
+
+
+def test_other_classes_have_no_default() -> None:
+    prostate = Federation(class_names=("prostate",))
+    with pytest.raises(DataError, match=r"prostate have no usual grey values; give --window"):
+        choose_window(prostate)
+    assert choose_window(prostate, [0, 10, 5, 2])[0] == Window(0, 10, 5, 2)
+
+
+def test_a_sites_own_training_cases(run: Run) -> None:
+    window, why = choose_window(run.work.federation, site="A", data_root=run.scans)
+    assert window == run.work.data.window("A")
+    assert why == "training cases of site A"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"values": [0, 1, 0, 1], "site": "A"}, "--window excludes"),
+        ({"data_root": Path("scans")}, "--data-root scans: name one of its sites"),
+        ({"site": "Q"}, "--site Q is none of Fed-KiTS2019"),
+        ({"values": [5, 1, 0, 1]}, "low < high"),
+        ({"site": "A", "data_root": Path("/nowhere")}, "/nowhere: no such folder"),
+    ],
+)
+def test_options_that_name_no_window(options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        choose_window(KIDNEYS, **options)
