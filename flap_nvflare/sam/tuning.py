@@ -99,10 +99,9 @@ class Method:
     def holds(self, name: str) -> bool:
         """Whether the parameter `name` belongs to the method."""
         if self.parameters:
-            plain = _PLAIN.fullmatch(name) and not name.endswith(
-                (*LORA_SUFFIXES, *_OFFSET_SUFFIXES)
-            )
-            return bool(plain) and any(fnmatchcase(name, one) for one in self.parameters)
+            if not _PLAIN.fullmatch(name) or name.endswith(_OF_FACTORS):
+                return False
+            return any(fnmatchcase(name, one) for one in self.parameters)
         patterns = (*self.weights, ADAPTERS) if self.lora else self.weights
         return any(re.fullmatch(pattern, name) for pattern in patterns)
 
