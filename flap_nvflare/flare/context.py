@@ -151,14 +151,16 @@ def read_site(fl_ctx: FLContext) -> Site:
 
 
 def read_bundle(fl_ctx: FLContext) -> Path | None:
-    """This site's own config of another network, named as its checkpoint is; None without one.
+    """This site's own config of another network: code, so a real site's own file must name it.
+
+    In the simulator the environment may as well.
 
     Raises:
         SettingsError: if the site's file holds a bad value.
     """
     path = site_file(fl_ctx)
     ours = read_site_file(path).bundle if path.is_file() else None
-    return ours or bundle_file()
+    return bundle_file() if ours is None and simulated(fl_ctx) else ours
 
 
 def read_limits(fl_ctx: FLContext) -> Limits | None:

@@ -138,7 +138,7 @@ def _of_site(kit: Kit | None, file: SiteFile, questions: Questions) -> Iterator[
     if asked is not None and kit is not None:
         yield from guarded("limits", lambda: _limits(file, asked))
     if asked is not None and asked.arch == OWN_NETWORK:
-        bundle = str(file.bundle or os.environ.get(BUNDLE_VARIABLE, ""))
+        bundle = str(file.bundle or ("" if kit else os.environ.get(BUNDLE_VARIABLE, "")))
         yield from guarded("own network", lambda: doctor_weights.check_bundle(bundle))
     elif asked is None or asked.base == "pretrained":
         wanted = asked.arch if asked else ""
