@@ -398,7 +398,7 @@ class Site:
         data_source: the site's own file of code that lists its scans (`data.source`); None reads
             the layout of KiTS19.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
-            `auto`, `on` or `off`.
+            `auto`, `on` or `off`. The first and third are about SAM's encoder, and off without it.
         processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
             in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
         own_process: whether a round trains in a process of its own also where `processes` is 1, so

@@ -112,8 +112,8 @@ def make_network(federation: Federation, site: Site) -> Network:
     """The network on the site's base model.
 
     Raises:
-        SettingsError: if the site accepts only another base, or names no network of its own where
-            the federation asks for one.
+        OtherBaseError: if the site accepts only another base.
+        CheckpointError, SettingsError: if its files do not give the network that is asked for.
     """
     own = federation.arch == OWN_NETWORK
     network = _own_network(federation, site) if own else _segmenter(federation, site)
@@ -134,9 +134,11 @@ def base_of(federation: Federation, site: Site) -> str:
 
 
 def _own_network(federation: Federation, site: Site) -> Network:
-    from flap_nvflare.bundle.own_network import build_own_network
+    from flap_nvflare.bundle.own_network import build_own_network, require_logits
 
-    return build_own_network(federation, site.bundle, make_parts(federation))
+    network = build_own_network(federation, site.bundle, make_parts(federation))
+    require_logits(network, base_of(federation, site))
+    return network
 
 
 def _segmenter(federation: Federation, site: Site) -> Network:

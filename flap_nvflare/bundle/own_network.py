@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import BUNDLE_VARIABLE, Federation, SettingsError
 from flap_nvflare.training.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 NETWORK = "network_def"
 WEIGHTS = "weights"
@@ -92,7 +95,7 @@ def build_own_network(federation: Federation, file: Path | None, parts: Parts) -
     Raises:
         MissingCheckpointError: if there is no such file, or it names no weights that are there.
         CheckpointError: if the weights are another network's.
-        SettingsError: if the network has no such parameters, or takes other images.
+        SettingsError: if there is no network in it, or none with such parameters.
     """
     if file is None or not file.is_file():
         raise MissingCheckpointError(
@@ -101,53 +104,28 @@ def build_own_network(federation: Federation, file: Path | None, parts: Parts) -
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(federation.seed, "own network"))
-        module, weights = _read(federation, file)
+        parser = _parser(federation, file)
+        module = _item(parser, NETWORK)
+        if not isinstance(module, nn.Module):
+            raise SettingsError(f"{file}: {NETWORK} is {type(module).__name__}, no torch module")
         if federation.base == "pretrained":
-            _load(module, weights, file)
-        network = OwnNetwork(module, federation.image_size, federation.classes)
-        _try(network, file)
+            _load(module, str(_item(parser, WEIGHTS) or ""), file)
+    network = OwnNetwork(module, federation.image_size, federation.classes)
     _require_named(network, federation.parameters, file)
     tuning.freeze(network, parts)
-    frozen = {n: t for n, t in network.state_dict().items() if not parts.trained(n)}
+    trained = tuning.trainable(network, parts)  # no buffer is, whatever its name
+    frozen = {n: t for n, t in network.state_dict().items() if n not in trained}
     network.base_sha256 = content_sha256(frozen)
     return network
 
 
-def _read(federation: Federation, file: Path) -> tuple[nn.Module, str]:
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(str(file))
-    parser["federation"] = federation  # a finished object: no text of a job is parsed
-    if NETWORK not in parser:
-        raise SettingsError(f"{file}: has no item {NETWORK}; name the network so")
-    try:
-        module = parser.get_parsed_content(NETWORK)
-        weights = parser.get_parsed_content(WEIGHTS) if WEIGHTS in parser else ""
-    except RuntimeError as error:
-        raise innermost(error) from None
-    if not isinstance(module, nn.Module):
-        raise SettingsError(f"{file}: {NETWORK} is {type(module).__name__}, no torch module")
-    return module, str(weights or "")
-
-
-def _load(module: nn.Module, weights: str, file: Path) -> None:
-    if not weights or not Path(weights).is_file():
-        raise MissingCheckpointError(
-            f"{file}: base pretrained needs the network's state dict; {WEIGHTS} is "
-            f"{weights or 'not there'!r}: name a .pt or .safetensors file, or set base: random"
-        )
-    mend = f"name the state dict of {NETWORK}"
-    try:
-        module.load_state_dict(load_tensors(Path(weights), mend))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{weights}: {reason}; {mend}") from error
-
-
 @torch.no_grad()
-def _try(network: OwnNetwork, file: Path) -> None:
-    """Whether it gives what the loss and the scores take."""
+def require_logits(network: OwnNetwork, file: str) -> None:
+    """Whether one image becomes what the loss and the scores take.
+
+    Raises:
+        SettingsError: naming what it takes or gives instead.
+    """
     size = network.image_size
     wanted = (1, network.classes + 1, size, size)
     network.eval()
@@ -165,6 +143,38 @@ def _try(network: OwnNetwork, file: Path) -> None:
             "output channels to the classes and the background"
         )
     network.train()
+
+
+def _parser(federation: Federation, file: Path) -> ConfigParser:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    parser["federation"] = federation  # a finished object: no text of a job is parsed
+    if NETWORK not in parser:
+        raise SettingsError(f"{file}: has no item {NETWORK}; name the network so")
+    return parser
+
+
+def _item(parser: ConfigParser, name: str) -> Any:
+    try:
+        return parser.get_parsed_content(name) if name in parser else None
+    except RuntimeError as error:
+        raise innermost(error) from None
+
+
+def _load(module: nn.Module, weights: str, file: Path) -> None:
+    if not weights or not Path(weights).is_file():
+        raise MissingCheckpointError(
+            f"{file}: base pretrained needs the network's state dict; {WEIGHTS} is "
+            f"{weights or 'not there'!r}: name a .pt or .safetensors file, or set base: random"
+        )
+    mend = f"name the state dict of {NETWORK}"
+    try:
+        module.load_state_dict(load_tensors(Path(weights), mend))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{weights}: {reason}; {mend}") from error
 
 
 def _require_named(network: OwnNetwork, patterns: tuple[str, ...], file: Path) -> None:

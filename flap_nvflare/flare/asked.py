@@ -14,7 +14,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.context import read_bundle, read_site
-from flap_nvflare.settings import OWN_NETWORK, Federation, Site
+from flap_nvflare.settings import OWN_NETWORK, Federation
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def shapes_up(
     Raises:
         ValueError: if the settings don't go together, or there is no such network.
     """
-    from flap_nvflare.bundle.builders import make_network, make_parts
+    from flap_nvflare.bundle.builders import make_parts
+    from flap_nvflare.bundle.own_network import build_own_network
     from flap_nvflare.sam.network import Network
     from flap_nvflare.sam.segmenter import blank_segmenter
     from flap_nvflare.sam.tuning import method_named
@@ -63,7 +64,7 @@ def shapes_up(
     parts = make_parts(federation)
     network: Network
     if federation.arch == OWN_NETWORK:
-        network = make_network(federation, Site("shapes", Path(), bundle=bundle))
+        network = build_own_network(federation, bundle, parts)  # no image goes through it here
     else:
         network = blank_segmenter(
             federation.arch,

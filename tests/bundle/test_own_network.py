@@ -12,7 +12,7 @@ import torch
 from own_networks import NAMED, SETTINGS, UNET, write_unet
 
 from flap_nvflare.adapter.update import load_update
-from flap_nvflare.bundle.own_network import build_own_network
+from flap_nvflare.bundle.own_network import build_own_network, require_logits
 from flap_nvflare.bundle.round_files import RoundFolder
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.bundle.workflow import CONFIGS, TRAIN_CONFIG, build_work
@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 
 def build(file: Path | None, **changes: Any) -> Network:
     federation = dataclasses.replace(OWN, **changes)
-    return build_own_network(federation, file, Parts("named", parameters=federation.parameters))
+    network = build_own_network(federation, file, Parts("named", parameters=federation.parameters))
+    require_logits(network, str(file))
+    return network
 
 
 @pytest.fixture
@@ -117,6 +119,19 @@ def test_no_file_and_other_weights(tmp_path: Path) -> None:
         build(write_unet(tmp_path, more=f"weights: {path}\n"), base="pretrained")
 
 
+def test_running_statistics_are_of_the_base_whatever_is_named(tmp_path: Path) -> None:
+    file, everything = write_unet(tmp_path), ("*",)
+    first = build(file, parameters=everything)
+    state = dict(first.state_dict())
+    name = next(name for name in state if name.endswith("running_mean"))
+    state[name] = state[name] + 1
+    torch.save(state, tmp_path / "unet.pt")
+    file = write_unet(tmp_path, more=f"weights: {tmp_path / 'unet.pt'}\n")
+    other = build(file, parameters=everything, base="pretrained")
+    assert other.base_sha256 != first.base_sha256
+    assert name not in dict(other.named_parameters())
+
+
 def test_a_site_pins_its_base(own: Site) -> None:
     base = build(own.bundle).base_sha256
     assert build_work(OWN, dataclasses.replace(own, checkpoint_sha256=base.upper()))
@@ -195,3 +210,23 @@ def test_the_example_is_a_network(tmp_path: Path) -> None:
     network = build(CONFIGS / "basic_unet.yaml", parameters=("upcat_1.*", "final_conv.*"))
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"upcat_1", "final_conv"}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("SegResNet, spatial_dims: 2, init_filters: 8", ("conv_final.*",)),
+        ("AttentionUnet, spatial_dims: 2, channels: [4, 8], strides: [2]", ("model.2.*",)),
+    ],
+)
+def test_other_networks_of_monai_train(
+    own: Site, tmp_path: Path, text: str, names: tuple[str, ...]
+) -> None:
+    text = f"network_def: {{_target_: monai.networks.nets.{text}, in_channels: 3, out_channels: 3}}"
+    file = write_unet(tmp_path, UNET, text)
+    federation = dataclasses.replace(OWN, rounds=1, local_epochs=1, parameters=names)
+    work = build_work(federation, dataclasses.replace(own, bundle=file))
+    before = work.adapter()
+    work.train(0)
+    after = work.adapter()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
