@@ -16,11 +16,14 @@ from flap_nvflare.bundle.own_network import build_own_network, require_logits
 from flap_nvflare.bundle.round_files import RoundFolder
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.bundle.workflow import CONFIGS, TRAIN_CONFIG, build_work
+from flap_nvflare.combinations import check
+from flap_nvflare.experiment import federate
 from flap_nvflare.sam.checkpoint import CheckpointError, MissingCheckpointError
 from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.runtime import choose, place
 from flap_nvflare.sam.tuning import Parts, travels
 from flap_nvflare.settings import BUNDLE_VARIABLE, Federation, OtherBaseError, SettingsError, Site
+from flap_nvflare.training.site_round import SiteRound
 
 OWN = Federation.from_dict(SETTINGS)
 CPU = torch.device("cpu")
@@ -230,3 +233,25 @@ def test_other_networks_of_monai_train(
     work.train(0)
     after = work.adapter()
     assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rule": "krum", "hostile": 0, "personal": "ditto", "proximal_on": "factors"},
+        {"rule": "median", "hostile": 0, "optimizer": "fedadam", "server_rate": 0.01},
+        {"optimizer": "scaffold", "upload": ["difference", "int8"], "download": ["int8"]},
+    ],
+)
+def test_rules_optimisers_and_coding_that_go_with_it(
+    own: Site, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    federation = Federation.from_dict({**SETTINGS, **change})
+    check(federation)
+    sites = {}
+    for name in ("A", "B"):
+        work = build_work(federation, dataclasses.replace(own, name=name))
+        sites[name] = SiteRound(work, tmp_path / name)
+    start, state = work.adapter(), federate(sites, federation).state
+    assert start.keys() == state.tensors.keys()
+    assert all(not torch.equal(start[name], state.tensors[name]) for name in start)
