@@ -176,7 +176,7 @@ class Parts:
             )
         if self.stays and self.trains != "ab":
             raise ValueError(f"where {self.trains!r} trains, 'b' cannot stay; nothing would travel")
-        head = bool(self._method.weights) and self._method.holds("mask_decoder.mask_tokens.weight")
+        head = not self.parameters and self._method.holds("mask_decoder.mask_tokens.weight")
         if self.personal == "head" and (not head or self.method == "partial_decoder"):
             raise ValueError(
                 f"personal 'head': method {self.method!r} trains "

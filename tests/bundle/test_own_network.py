@@ -238,9 +238,14 @@ def test_other_networks_of_monai_train(
 @pytest.mark.parametrize(
     "change",
     [
-        {"rule": "krum", "hostile": 0, "personal": "ditto", "proximal_on": "factors"},
+        {"rule": "krum", "hostile": 0, "optimizer": "fedprox"},
         {"rule": "median", "hostile": 0, "optimizer": "fedadam", "server_rate": 0.01},
-        {"optimizer": "scaffold", "upload": ["difference", "int8"], "download": ["int8"]},
+        {
+            "personal": "ditto",
+            "optimizer": "scaffold",
+            "upload": ["difference", "int8"],
+            "download": ["int8"],
+        },
     ],
 )
 def test_rules_optimisers_and_coding_that_go_with_it(
