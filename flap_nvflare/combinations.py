@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flap_nvflare.settings import OWN_NETWORK, SettingsError
+
 if TYPE_CHECKING:
     from flap_nvflare.aggregation import Card
     from flap_nvflare.settings import Federation
@@ -19,6 +21,10 @@ ADAPTER_METHODS = ("lora", "lora_decoder", "flap")
 HEAD_METHODS = ("full", "decoder", "partial_decoder", "lora_decoder", "flap")
 # Rules that make factors from products, and so have to choose a basis.
 FROM_PRODUCTS = ("krum", "median", "ranked", "svd", "tail")
+
+
+# Rules that have a meaning for plain tensors alone.
+OF_ANY_NETWORK = ("krum", "mean", "median")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,6 @@ def check(federation: Federation) -> None:
     """
     from flap_nvflare.adapter.stages import StageError, parse
     from flap_nvflare.aggregation import RULES
-    from flap_nvflare.settings import SettingsError
 
     for name, way in (("upload", "up"), ("download", "down")):
         try:
@@ -97,6 +102,13 @@ def _private(federation: Federation) -> bool:
 
 
 _OF_RULES = (
+    Exclusion(
+        "arch: bundle",
+        lambda federation: federation.arch == OWN_NETWORK,
+        "it is about low-rank factors, and another network than SAM has none",
+        f"choose one of {OF_ANY_NETWORK}, or a SAM backbone as arch",
+        lambda rule, card: rule not in OF_ANY_NETWORK,
+    ),
     Exclusion(
         f"method without adapters (all but {', '.join(ADAPTER_METHODS)})",
         _no_adapters,

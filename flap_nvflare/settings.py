@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,11 @@ METHODS = (
     "lora_decoder",
     "flap",
 )
+# In the place of the two: a network of the sites' own bundle, and what of it trains, by name.
+OWN_NETWORK = "bundle"
+NAMED = "named"
 CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
+BUNDLE_VARIABLE = "FLAP_BUNDLE_NETWORK"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
 SOURCE_VARIABLE = "FLAP_DATA_SOURCE"
 SWITCHES = ("auto", "on", "off")
@@ -40,6 +44,10 @@ HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
 _NAME = re.compile(r"\w[\w .+()-]{0,63}")
 _NAMES = "of letters, digits, blanks and _-.+() in at most 64 characters"
 _MOST_CLASSES = 255  # labels are bytes, and 0 is the background
+# No other wildcard than `*`: then a pattern that another one matches, as text, names no more.
+_PATTERN = re.compile(r"[A-Za-z0-9_.*]{1,200}")
+_MOST_PATTERNS = 64
+PATTERNS = f"a list of 1 to {_MOST_PATTERNS} names of letters, digits, '_', '.' and '*'"
 
 
 class SettingsError(ValueError):
@@ -59,12 +67,15 @@ class Federation:
     """What all sites of a federation agree on. The defaults are the demo's.
 
     Attributes:
-        arch: SAM backbone, one of `ARCHITECTURES`.
+        arch: SAM backbone, one of `ARCHITECTURES`; or `bundle`, the network that each site's own
+            bundle names on its own disk.
         base: `pretrained` (the packaged ViT-T, or the official file named by the site) or
-            `random` (fresh weights from `seed`; the baseline without pre-training).
+            `random` (fresh weights from `seed`; the baseline without pre-training). With `bundle`
+            `pretrained` is the file that `weights` names in the site's own.
         image_size: side of the square network input in pixels, divisible by the patch size.
         class_names: foreground classes in label order (label 1 first).
-        method: which parameters train and travel, one of `METHODS`.
+        method: which parameters train and travel, one of `METHODS`; with `bundle` it is `named`.
+        parameters: with `named` the names of those parameters, `*` for any characters.
         rank: rank of every low-rank adapter.
         lora_blocks: the encoder's last blocks that have adapters; 0 for all. What comes before
             them never changes, and is computed once for each slice.
@@ -132,6 +143,7 @@ class Federation:
     image_size: int = 96
     class_names: tuple[str, ...] = ("kidney", "tumour")
     method: str = "flap"
+    parameters: tuple[str, ...] = ()
     rank: int = 8
     lora_blocks: int = 0
     rule: str = "svd"
@@ -192,6 +204,7 @@ class Federation:
             self.class_names,
             f"a list of 1 to {_MOST_CLASSES} different names, {_NAMES}",
         )
+        self._require_one_network()
         _require(
             isinstance(self.rule, str) and self.rule.isidentifier(),
             "rule",
@@ -214,6 +227,21 @@ class Federation:
             "no weight",
         )
 
+    def _require_one_network(self) -> None:
+        own = self.arch == OWN_NETWORK
+        _require(
+            (self.method == NAMED) == own,
+            f"method with arch {self.arch}",
+            self.method,
+            f"{NAMED!r}" if own else f"one of {METHODS}",
+        )
+        _require(
+            are_patterns(self.parameters) if own else not self.parameters,
+            f"parameters with arch {self.arch}",
+            self.parameters,
+            PATTERNS if own else f"none: the method names them; {NAMED!r} ones need arch: bundle",
+        )
+
     @property
     def classes(self) -> int:
         """Number of foreground classes, C."""
@@ -230,7 +258,7 @@ class Federation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and YAML hold; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
-        for name in ("class_names", "upload", "download"):
+        for name in ("class_names", "parameters", "upload", "download"):
             values[name] = list(values[name])
         return values
 
@@ -307,9 +335,9 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 # What a setting may be, by name: a site's own limits (`site.limits`) narrow it further.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "arch": ARCHITECTURES,
+    "arch": (*ARCHITECTURES, OWN_NETWORK),
     "base": ("pretrained", "random"),
-    "method": METHODS,
+    "method": (*METHODS, NAMED),
     "gauge": ("balanced", "paper", "aligned"),
     "moments": ("reset", "keep"),
     "optimizer": ("fedavg", "fedprox", "fednova", "scaffold", "fedavgm", "fedadam"),
@@ -365,6 +393,8 @@ class Site:
         data_root: folder with the scans.
         checkpoint: official SAM file; empty for the packaged ViT-T or random weights.
         checkpoint_sha256: the only base accepted; empty accepts any.
+        bundle: the site's own config of MONAI's with its network (`bundle.own_network`); None has
+            none.
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
         state_dir: folder for what must outlive a process: optimiser moments, and in `cache` the
             prepared scans.
@@ -372,7 +402,7 @@ class Site:
         data_source: the site's own file of code that lists its scans (`data.source`); None reads
             the layout of KiTS19.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
-            `auto`, `on` or `off`.
+            `auto`, `on` or `off`. The first and third are about SAM's encoder, and off without it.
         processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains
             in the process that was asked. CUDA_VISIBLE_DEVICES chooses among the GPUs.
         own_process: whether a round trains in a process of its own also where `processes` is 1, so
@@ -391,6 +421,7 @@ class Site:
     data_root: Path
     checkpoint: str = ""
     checkpoint_sha256: str = ""
+    bundle: Path | None = None
     device: str = "auto"
     state_dir: Path | None = None
     synthetic: bool = False
@@ -423,6 +454,13 @@ class Site:
         for name, (low, high) in {"cache_gb": (0.0, 1e6), "workers": (0, 256)}.items():
             value = getattr(self, name)
             _require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
+
+
+def are_patterns(values: Sequence[object]) -> bool:
+    """Whether they may name parameters of a network, as `parameters` of a federation does."""
+    return 0 < len(values) <= _MOST_PATTERNS and all(
+        isinstance(value, str) and _PATTERN.fullmatch(value) for value in values
+    )
 
 
 def _is_name(value: object) -> bool:

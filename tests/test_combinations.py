@@ -13,12 +13,14 @@ from flap_nvflare.combinations import (
     ADAPTER_METHODS,
     FROM_PRODUCTS,
     HEAD_METHODS,
+    OF_ANY_NETWORK,
     check,
     excluded,
 )
 from flap_nvflare.sam.tuning import METHODS
 from flap_nvflare.settings import PROFILES, Federation, SettingsError
 
+OWN = {"arch": "bundle", "method": "named", "parameters": ("final_conv.*",)}
 HE = {"encryption": "he", "rule": "mean", "cross_site": "global"}
 
 # What the message must say, and the settings.
@@ -28,6 +30,12 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("method without.*rule: alternate", {"rule": "alternate", "method": "full"}),
     ("method without adapters.*rule: core", {"rule": "core", "method": "attention"}),
     ("method without adapters.*rule: share_a", {"rule": "share_a", "method": "partial_decoder"}),
+    *(
+        (f"arch: bundle.*rule: {rule}.*low-rank factors.*'mean'", {**OWN, "rule": rule})
+        for rule in sorted(set(RULES) - set(OF_ANY_NETWORK))
+    ),
+    ("personal: head with a method without", {**OWN, "rule": "mean", "personal": "head"}),
+    ("site_ranks with a method without", {**OWN, "rule": "mean", "site_ranks": {"A": 2}}),
     ("gauge other.*rule: mean.*no basis", {"rule": "mean", "gauge": "paper"}),
     ("gauge other.*rule: ffa.*no basis", {"rule": "ffa", "gauge": "aligned"}),
     ("energy below 1.*rule: svd.*no residual", {"energy": 0.9}),
@@ -144,6 +152,7 @@ def test_excluded_says_the_same_by_rule() -> None:
     assert "encryption: he" in excluded("svd")
     assert "encryption: he" not in excluded("ffa")
     assert set(excluded("stack")) == {
+        "arch: bundle",
         "gauge other than balanced",
         "encryption: he",
         "optimizer: fednova, scaffold, fedavgm, fedadam, or server_rate other than 1",
@@ -160,6 +169,7 @@ def test_excluded_says_the_same_by_rule() -> None:
 def test_what_excluded_lists_is_what_check_refuses(rule: str) -> None:
     listed = excluded(rule)
     for setting, change in {
+        "arch: bundle": OWN,
         "encryption: he": {"encryption": "he", "cross_site": "global"},
         "site_ranks": {"site_ranks": {"A": 2}},
         "energy below 1": {"energy": 0.9},

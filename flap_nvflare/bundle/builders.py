@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flap_nvflare.settings import (
+    BUNDLE_VARIABLE,
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
     HARDWARE,
+    OWN_NETWORK,
     SOURCE_VARIABLE,
     Federation,
     MissingDataError,
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from flap_nvflare.sam.network import Network
     from flap_nvflare.sam.runtime import Runtime
-    from flap_nvflare.sam.segmenter import Segmenter
     from flap_nvflare.sam.tuning import Parts
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def make_site(
     packed: str | bool = "auto",
     compile: str | bool = "auto",
     data_source: str | Path | None = None,
+    bundle: str | Path | None = None,
 ) -> Site:
     """A site's disk; what is None comes from the environment.
 
@@ -69,6 +72,7 @@ def make_site(
         data_root=Path(root),
         checkpoint=str(checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")),
         checkpoint_sha256=str(checkpoint_sha256),
+        bundle=Path(bundle) if bundle is not None else bundle_file(),
         device=str(device),
         checkpointing=switch(checkpointing),
         channels_last=switch(channels_last),
@@ -76,6 +80,12 @@ def make_site(
         compile=switch(compile),
         data_source=Path(source) if str(source) else None,
     )
+
+
+def bundle_file() -> Path | None:
+    """The config of one's own network that the environment names; None if it names none."""
+    named = os.environ.get(BUNDLE_VARIABLE, "")
+    return Path(named) if named else None
 
 
 def make_parts(federation: Federation) -> Parts:
@@ -89,16 +99,49 @@ def make_parts(federation: Federation) -> Parts:
 
     rule = card(federation.rule)
     return Parts(
-        federation.method, rule.trains, rule.private, federation.personal, offset=rule.offset
+        federation.method,
+        rule.trains,
+        rule.private,
+        federation.personal,
+        offset=rule.offset,
+        parameters=federation.parameters,
     )
 
 
-def make_network(federation: Federation, site: Site) -> Segmenter:
-    """The segmenter on the site's base model.
+def make_network(federation: Federation, site: Site) -> Network:
+    """The network on the site's base model.
 
     Raises:
-        SettingsError: if the site accepts only another base.
+        OtherBaseError: if the site accepts only another base.
+        CheckpointError, SettingsError: if its files do not give the network that is asked for.
     """
+    own = federation.arch == OWN_NETWORK
+    network = _own_network(federation, site) if own else _segmenter(federation, site)
+    pinned = site.checkpoint_sha256.lower()
+    if pinned and network.base_sha256 != pinned:
+        raise OtherBaseError(
+            f"site {site.name} accepts only the base with SHA-256 {pinned}, but "
+            f"{base_of(federation, site)} has {network.base_sha256}; give the right file, or "
+            f"change checkpoint_sha256"
+        )
+    return network
+
+
+def base_of(federation: Federation, site: Site) -> str:
+    """The file that the base comes from, or in a word where there is none, for messages."""
+    file = site.bundle if federation.arch == OWN_NETWORK else site.checkpoint
+    return str(file or federation.base)
+
+
+def _own_network(federation: Federation, site: Site) -> Network:
+    from flap_nvflare.bundle.own_network import build_own_network, require_logits
+
+    network = build_own_network(federation, site.bundle, make_parts(federation))
+    require_logits(network, base_of(federation, site))
+    return network
+
+
+def _segmenter(federation: Federation, site: Site) -> Network:
     from flap_nvflare.sam.segmenter import build_segmenter
 
     parts = make_parts(federation)
@@ -116,13 +159,6 @@ def make_network(federation: Federation, site: Site) -> Segmenter:
     )
     if parts.offset:  # before `place` keeps it in fewer bits
         network.keep_base()
-    pinned = site.checkpoint_sha256.lower()
-    if pinned and network.base_sha256 != pinned:
-        raise OtherBaseError(
-            f"site {site.name} accepts only the base with SHA-256 {pinned}, but "
-            f"{site.checkpoint or federation.base} has {network.base_sha256}; give the right "
-            f"file as checkpoint, or change checkpoint_sha256"
-        )
     return network
 
 
@@ -137,7 +173,7 @@ def first_adapter(federation: Federation, site: Site) -> dict[str, Tensor]:
     return shared_tensors(network, make_parts(federation))
 
 
-def shared_tensors(network: Segmenter, parts: Parts) -> dict[str, Tensor]:
+def shared_tensors(network: Network, parts: Parts) -> dict[str, Tensor]:
     """Copies in float32 of all that trains and travels in any round, sorted by name."""
     return {
         name: parameter.detach().float().clone()
@@ -147,7 +183,7 @@ def shared_tensors(network: Segmenter, parts: Parts) -> dict[str, Tensor]:
 
 
 def make_runtime(
-    network: Segmenter, federation: Federation, site: Site, device: torch.device
+    network: Network, federation: Federation, site: Site, device: torch.device
 ) -> Runtime:
     """How the site's hardware runs the network, as chosen by the site; says so in the log."""
     from flap_nvflare.sam.runtime import choose

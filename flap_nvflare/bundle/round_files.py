@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flap_nvflare.training.work import SiteWork, TrainReport
 
+_PATHS = ("data_root", "state_dir", "data_source", "bundle")
 _REQUEST = "request.json"
 _REPORT = "report.json"
 _FAILURE = "failure.json"
@@ -75,7 +76,7 @@ class RoundFolder:
         write_tensors(self.path / _OFFSET, work.network.offset, _OFFSET_FORMAT)
         work.terms.save(self.path / _TERMS)
         site = dataclasses.asdict(work.site)
-        for name in ("data_root", "state_dir", "data_source"):
+        for name in _PATHS:
             site[name] = None if site[name] is None else str(site[name])
         self._write(
             _REQUEST, {"federation": work.federation.to_dict(), "site": site, "round": round_index}
@@ -123,7 +124,7 @@ class RoundFolder:
         values = json.loads((self.path / _REQUEST).read_text(encoding="utf-8"))
         site = values["site"]
         site["data_root"] = Path(site["data_root"])
-        for name in ("state_dir", "data_source"):
+        for name in _PATHS[1:]:
             site[name] = site[name] and Path(site[name])
         return Federation.from_dict(values["federation"]), Site(**site), int(values["round"])
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update
-from flap_nvflare.bundle.builders import make_network, make_parts
+from flap_nvflare.bundle.builders import base_of, bundle_file, make_network, make_parts
 from flap_nvflare.sam import tuning
 from flap_nvflare.settings import Federation, OtherBaseError, Site
 
 if TYPE_CHECKING:
-    from flap_nvflare.sam.segmenter import Segmenter
+    from flap_nvflare.sam.network import Network
 
 SETTINGS = "federation"  # key of the settings in an adapter file's metadata
 BEST_FILE = "adapter_best.safetensors"
@@ -33,14 +33,14 @@ class Trained:
     """A network with a trained adapter on it.
 
     Attributes:
-        network: the segmenter on the CPU in float32, its adapter not merged, in evaluation mode.
+        network: the network on the CPU in float32, its adapter not merged, in evaluation mode.
         federation: the settings that the adapter was made with, at the file's own rank.
         spec: what the file says of its tensors.
         file: the adapter's file.
         extra: what else its metadata hold, such as `rounds` or `score`.
     """
 
-    network: Segmenter
+    network: Network
     federation: Federation
     spec: UpdateSpec
     file: Path
@@ -66,7 +66,7 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
     Args:
         path: the file, or the folder of a run.
         checkpoint: file of SAM's weights; empty for the packaged ViT-T or a random base, as the
-            adapter's settings say.
+            adapter's settings say. Of another network FLAP_BUNDLE_NETWORK names the config.
         sha256: the only base accepted; empty for the one that the file names.
 
     Raises:
@@ -85,7 +85,7 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
             "that a run or a site's own training has written"
         ) from error
     federation = dataclasses.replace(federation, rank=spec.rank, site_ranks={})
-    site = Site(file.stem, Path(), checkpoint=str(checkpoint))
+    site = Site(file.stem, Path(), checkpoint=str(checkpoint), bundle=bundle_file())
     network = make_network(federation, site)
     if sha256 and sha256.lower() != spec.base_sha256:
         raise OtherBaseError(
@@ -95,7 +95,7 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
     if network.base_sha256 != spec.base_sha256:
         raise OtherBaseError(
             f"{file}: was trained on the base with SHA-256 {spec.base_sha256}, but "
-            f"{checkpoint or federation.base} has {network.base_sha256}; give the right file of "
+            f"{base_of(federation, site)} has {network.base_sha256}; give the right file of "
             "weights"
         )
     _put_on(network, federation, file, tensors)
@@ -110,7 +110,7 @@ def _said(file: Path, extra: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _put_on(
-    network: Segmenter, federation: Federation, file: Path, tensors: Mapping[str, Tensor]
+    network: Network, federation: Federation, file: Path, tensors: Mapping[str, Tensor]
 ) -> None:
     """Puts every tensor of the file in its place.
 

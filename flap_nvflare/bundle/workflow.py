@@ -47,11 +47,11 @@ def build_work(
     try:
         work: SiteWork = parser.get_parsed_content("work")
     except RuntimeError as error:
-        raise _innermost(error) from None
+        raise innermost(error) from None
     return work
 
 
-def _innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:
     """The error that MONAI's parser met, under its RuntimeErrors about the config item."""
     while error.__cause__ is not None and str(error).startswith("Failed to "):
         error = error.__cause__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.dxo import DataKind, from_shareable
@@ -12,8 +13,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from flap_nvflare.flare import messages
-from flap_nvflare.flare.context import read_site
-from flap_nvflare.settings import Federation
+from flap_nvflare.flare.context import read_bundle, read_site
+from flap_nvflare.settings import OWN_NETWORK, Federation
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,37 @@ class Asked:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def shapes_up(federation: Federation, rank: int) -> dict[str, tuple[int, ...]]:
+def shapes_up(
+    federation: Federation, rank: int, bundle: Path | None = None
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all that leaves a site of that rank in any round.
 
-    From the network's modules without memory: no weights are read.
+    Of SAM from its modules without memory: no weights are read. Of the network that `bundle`
+    names, the site's own config, from the network itself.
 
     Raises:
-        ValueError: if the settings don't go together.
+        ValueError: if the settings don't go together, or there is no such network.
     """
     from flap_nvflare.bundle.builders import make_parts
+    from flap_nvflare.bundle.own_network import build_own_network
+    from flap_nvflare.sam.network import Network
     from flap_nvflare.sam.segmenter import blank_segmenter
     from flap_nvflare.sam.tuning import method_named
 
     parts = make_parts(federation)
-    network = blank_segmenter(
-        federation.arch,
-        federation.image_size,
-        federation.classes,
-        rank,
-        method_named(federation.method).lora,
-        federation.lora_blocks,
-        core=parts.trains == "core",
-    )
+    network: Network
+    if federation.arch == OWN_NETWORK:
+        network = build_own_network(federation, bundle, parts)  # no image goes through it here
+    else:
+        network = blank_segmenter(
+            federation.arch,
+            federation.image_size,
+            federation.classes,
+            rank,
+            method_named(federation.method).lora,
+            federation.lora_blocks,
+            core=parts.trains == "core",
+        )
     return {
         name: tuple(parameter.shape)
         for name, parameter in network.named_parameters()
@@ -89,7 +99,7 @@ class TaskReader:
         )
         try:
             federation = Federation.from_dict(headers[messages.FEDERATION])
-            shapes = self._shapes(federation, federation.rank_of(name))
+            shapes = self._shapes(federation, federation.rank_of(name), fl_ctx)
         except Exception:  # whatever the server sent
             return known
         round_index, models = _round_and_models(data)
@@ -103,9 +113,11 @@ class TaskReader:
             shapes=shapes,
         )
 
-    def _shapes(self, federation: Federation, rank: int) -> dict[str, tuple[int, ...]]:
+    def _shapes(
+        self, federation: Federation, rank: int, fl_ctx: FLContext
+    ) -> dict[str, tuple[int, ...]]:
         if self._known is None or self._known[:2] != (federation, rank):
-            self._known = federation, rank, shapes_up(federation, rank)
+            self._known = federation, rank, shapes_up(federation, rank, read_bundle(fl_ctx))
         return self._known[2]
 
 

@@ -14,6 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
+from flap_nvflare.bundle.builders import bundle_file
 from flap_nvflare.data.source import SOURCE_FILE
 from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
@@ -141,11 +142,25 @@ def read_site(fl_ctx: FLContext) -> Site:
         data_root=Path(data_root),
         checkpoint=ours.checkpoint or os.environ.get(CHECKPOINT_VARIABLE, ""),
         checkpoint_sha256=ours.checkpoint_sha256,
+        bundle=read_bundle(fl_ctx),
         state_dir=ours.state_dir or home(fl_ctx) / "state",
         synthetic=synthetic,
         data_source=None if synthetic else _data_source(fl_ctx),
         **ours.hardware(),
     )
+
+
+def read_bundle(fl_ctx: FLContext) -> Path | None:
+    """This site's own config of another network: code, so a real site's own file must name it.
+
+    In the simulator the environment may as well.
+
+    Raises:
+        SettingsError: if the site's file holds a bad value.
+    """
+    path = site_file(fl_ctx)
+    ours = read_site_file(path).bundle if path.is_file() else None
+    return bundle_file() if ours is None and simulated(fl_ctx) else ours
 
 
 def read_limits(fl_ctx: FLContext) -> Limits | None:

@@ -8,7 +8,7 @@ no message can talk it into another list. Headers are FLARE's own and not looked
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,16 +33,20 @@ class AdapterOnlyFilter(Filter):
     """Lets through weights whose names belong to `method`, metrics, and error replies.
 
     Args:
-        method: one of the seven methods of `sam.tuning`; empty reads the method from the
-            job's own `federation.yaml` at this site.
+        method: a method of `sam.tuning`; empty reads it from the job's own `federation.yaml` at
+            this site.
         offset: whether a change of the frozen base may pass besides, as rules `residual` and
             `stack` send it; for messages to the site, never for those that leave it.
+        parameters: the names of method `named`.
     """
 
-    def __init__(self, method: str = "", offset: bool = False) -> None:
+    def __init__(
+        self, method: str = "", offset: bool = False, parameters: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.method = method
         self.offset = offset
+        self.parameters = list(parameters)
 
     @tells_why
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -53,12 +57,18 @@ class AdapterOnlyFilter(Filter):
         """
         if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
             return bare_error(shareable)
-        check_body(shareable, self.method or read_federation(fl_ctx).method, self.offset)
+        method, parameters = self.method, tuple(self.parameters)
+        if not method:
+            federation = read_federation(fl_ctx)
+            method, parameters = federation.method, federation.parameters
+        check_body(shareable, method, self.offset, parameters)
         return shareable
 
 
-def check_body(shareable: Shareable, method: str, offset: bool = False) -> None:
-    """Whether a message that is no error reply may travel under `method`.
+def check_body(
+    shareable: Shareable, method: str, offset: bool = False, parameters: tuple[str, ...] = ()
+) -> None:
+    """Whether a message that is no error reply may travel under `method` (and its `parameters`).
 
     Raises:
         ContentBlockedException: naming the first thing that may not pass.
@@ -67,7 +77,7 @@ def check_body(shareable: Shareable, method: str, offset: bool = False) -> None:
     if extra:
         raise ContentBlockedException(f"field {min(map(str, extra))!r} may not travel")
     if DXO_KEYS & set(shareable):
-        check_dxo(read_body(shareable), method, offset)
+        check_dxo(read_body(shareable), method, offset, parameters)
 
 
 def read_body(shareable: Shareable) -> DXO:
@@ -89,7 +99,9 @@ def bare_error(shareable: Shareable) -> Shareable:
     return shareable
 
 
-def check_dxo(dxo: DXO, method: str, offset: bool = False) -> None:
+def check_dxo(
+    dxo: DXO, method: str, offset: bool = False, parameters: tuple[str, ...] = ()
+) -> None:
     """Whether the names, kinds and types of a message's body may travel under `method`.
 
     Raises:
@@ -99,13 +111,13 @@ def check_dxo(dxo: DXO, method: str, offset: bool = False) -> None:
         for part in dict(dxo.data).values():
             if not isinstance(part, DXO):
                 raise ContentBlockedException("a collection may hold only DXOs")
-            check_dxo(part, method, offset)
+            check_dxo(part, method, offset, parameters)
     elif dxo.data_kind == DataKind.WEIGHTS:
         data = dict(dxo.data)
         if messages.CODED in data:
-            check_coded(data.pop(messages.CODED), method)
+            check_coded(data.pop(messages.CODED), method, parameters)
         for name, tensor in data.items():
-            check_name(name, method, offset)
+            check_name(name, method, offset, parameters)
             if not isinstance(tensor, torch.Tensor):
                 raise ContentBlockedException(f"{name!r} is {type(tensor).__name__}, no tensor")
     elif dxo.data_kind == DataKind.METRICS:
@@ -115,20 +127,22 @@ def check_dxo(dxo: DXO, method: str, offset: bool = False) -> None:
     check_plain(dxo.meta, "meta")
 
 
-def check_name(name: object, method: str, offset: bool = False) -> None:
+def check_name(
+    name: object, method: str, offset: bool = False, parameters: tuple[str, ...] = ()
+) -> None:
     """Whether a tensor of that name may travel; a control variate by its tensor's name.
 
     Raises:
         ContentBlockedException: if not.
     """
     plain = name.removeprefix(CONTROL) if isinstance(name, str) else ""
-    if not travels(method, plain, offset):
+    if not travels(method, plain, offset, parameters):
         raise ContentBlockedException(
             f"tensor {name!r} is not among those of method {method!r} and may not travel"
         )
 
 
-def check_coded(message: object, method: str) -> None:
+def check_coded(message: object, method: str, parameters: tuple[str, ...] = ()) -> None:
     """Coded bytes list the names that they hold; a receiver reads no others.
 
     Raises:
@@ -141,7 +155,7 @@ def check_coded(message: object, method: str) -> None:
     except CodecError as error:
         raise ContentBlockedException(f"coded bytes that can't be read: {error}") from error
     for name in found:
-        check_name(name, method, offset=False)
+        check_name(name, method, parameters=parameters)
 
 
 def check_plain(value: Any, place: str) -> None:

@@ -353,11 +353,12 @@ def _save_best(
 
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
     """The job before its first round: what every site draws from the seed, drawn here as well."""
-    from flap_nvflare.bundle.builders import make_network, make_parts, shared_tensors
+    from flap_nvflare.bundle.builders import bundle_file, make_network, make_parts, shared_tensors
     from flap_nvflare.sam.tuning import fixed, trainable
 
     checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
-    network = make_network(federation, Site("server", Path(), checkpoint=checkpoint))
+    here = Site("server", Path(), checkpoint=checkpoint, bundle=bundle_file())
+    network = make_network(federation, here)
     parts = make_parts(federation)
     shared = shared_tensors(network, parts)
     return ServerJob(

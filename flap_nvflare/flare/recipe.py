@@ -82,12 +82,14 @@ class FlapRecipe(Recipe):
     def _prepare_client_apps(self) -> None:
         tasks = [messages.TRAIN, messages.VALIDATE, messages.SUBMIT_MODEL]
         self._job.to_clients(FlapExecutor(), tasks=tasks)
-        method = self.federation.method
-        for one in (DecryptAdapter(), AdapterOnlyFilter(method, offset=True), DecodeAdapter()):
+        method, names = self.federation.method, self.federation.parameters
+        incoming = AdapterOnlyFilter(method, offset=True, parameters=names)
+        for one in (DecryptAdapter(), incoming, DecodeAdapter()):
             self._job.to_clients(one, filter_type=FilterType.TASK_DATA, tasks=tasks)
         encrypt = EncryptUpdate(self.federation.encryption)
         private = PrivacyFilter(self.federation.dp_clip, self.federation.dp_noise)
-        for one in (private, EncodeUpdate(), AdapterOnlyFilter(method), encrypt):
+        outgoing = AdapterOnlyFilter(method, parameters=names)
+        for one in (private, EncodeUpdate(), outgoing, encrypt):
             self._job.to_clients(one, filter_type=FilterType.TASK_RESULT, tasks=tasks)
 
     def process_env(self, env: ExecEnv) -> None:

@@ -58,7 +58,7 @@ def check_reply(reply: Shareable, asked: Asked, max_update_mb: float) -> None:
     if kind is None or dxo.data_kind != kind:
         raise ContentBlockedException(f"a DXO of kind {short(dxo.data_kind)} to {asked.task!r}")
     if kind == DataKind.METRICS:
-        check_dxo(dxo, asked.federation.method)
+        check_dxo(dxo, asked.federation.method, parameters=asked.federation.parameters)
         _check_scores(dxo, asked, asked.federation)
     else:
         check_weights(dxo, asked, asked.federation, max_update_mb)

@@ -20,7 +20,8 @@ from flap_nvflare.site.limits import Limits
 class SiteGate(Filter):
     """Lets through what `filters.AdapterOnlyFilter` does under one of the site's own methods.
 
-    The methods are `limits.methods` of `flap_site.yaml`; without the file, all but `full`.
+    The methods are `limits.methods` of `flap_site.yaml`, the names of `named` its
+    `limits.parameters`; without the file, all but `full` and `named`.
 
     Args:
         offset: see there; for messages to the site.
@@ -43,7 +44,7 @@ class SiteGate(Filter):
         limits = read_limits(fl_ctx) or Limits()
         for method in limits.methods:
             try:
-                check_body(shareable, method, self.offset)
+                check_body(shareable, method, self.offset, limits.parameters)
                 return shareable
             except ContentBlockedException as error:
                 blocked = error

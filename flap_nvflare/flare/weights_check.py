@@ -44,7 +44,7 @@ def check_weights(dxo: DXO, asked: Asked, federation: Federation, max_update_mb:
     elif federation.encryption == "he":
         raise ContentBlockedException("encryption is 'he', and the weights are not sealed")
     else:
-        check_dxo(dxo, federation.method)
+        check_dxo(dxo, federation.method, parameters=federation.parameters)
         size = _check_plain_or_coded(data, asked, federation)
         growth, least = 1, 0
         if messages.CODED not in data:

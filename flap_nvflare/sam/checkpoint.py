@@ -50,7 +50,7 @@ def read_checkpoint(path: Path | str, arch: Architecture) -> tuple[dict[str, Ten
     path = Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: there is no such file; {_mend(arch)}")
-    state = _load(path, arch)
+    state = load_tensors(path, _mend(arch))
     _check(path, state, arch)
     return {name: tensor.float() for name, tensor in state.items()}, file_sha256(path)
 
@@ -64,7 +64,7 @@ def recognise_checkpoint(path: Path | str) -> str:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; {_mend(ARCHITECTURES['vit_b'])}")
-    state = _load(path, ARCHITECTURES["vit_b"])
+    state = load_tensors(path, _mend(ARCHITECTURES["vit_b"]))
     found = _recognise(state)
     for arch in ARCHITECTURES.values():
         if found == (arch.embed_dim, arch.depth):
@@ -108,7 +108,16 @@ def fit_tables(
     return fitted
 
 
-def _load(path: Path, arch: Architecture) -> dict[str, Tensor]:
+def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
+    """Named tensors of a `.safetensors` file, or of one that torch wrote.
+
+    Args:
+        path: the file; nothing in it is run.
+        mend: what to do about another file, for the error.
+
+    Raises:
+        CheckpointError: if it can't be read or holds anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -118,12 +127,12 @@ def _load(path: Path, arch: Architecture) -> dict[str, Tensor]:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path}: is no readable file of weights: it is damaged, cut short, or holds more than "
-            f"tensors ({type(error).__name__}: {reason}); {_mend(arch)}"
+            f"tensors ({type(error).__name__}: {reason}); {mend}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()
     ):
-        raise CheckpointError(f"{path}: holds no table of named tensors; {_mend(arch)}")
+        raise CheckpointError(f"{path}: holds no table of named tensors; {mend}")
     return state
 
 

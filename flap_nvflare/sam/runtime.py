@@ -16,7 +16,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from flap_nvflare.sam.encoder import ImageEncoder
 from flap_nvflare.sam.memory import activation_bytes
+from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.packed import available, pack
 from flap_nvflare.sam.segmenter import Segmenter
 from flap_nvflare.settings import SWITCHES
@@ -58,7 +60,7 @@ class Runtime:
 
 
 def choose(
-    network: Segmenter,
+    network: Network,
     device: torch.device,
     precision: str,
     batch: int,
@@ -76,7 +78,7 @@ def choose(
     rounding depends on free memory: equal seeds give equal bytes.
 
     Args:
-        network: the segmenter.
+        network: the network; checkpointing and packed, of SAM's encoder, are off for another.
         device: where it will live.
         precision: `fp32`, `bf16` or `auto`.
         batch: images in a step.
@@ -94,13 +96,15 @@ def choose(
     ):
         if value not in SWITCHES:
             raise ValueError(f"{name}: {value!r} is unknown; expected one of {SWITCHES}")
+    if not isinstance(network, Segmenter):
+        checkpointing = packed = "off"
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     packable = available(device, bf16)
     if packed == "on" and not packable:
         raise ValueError(
             f"packed: 'on' cannot be met on {device} in {'bf16' if bf16 else 'fp32'}; take 'auto'"
         )
-    needed = step_bytes(network, batch, device, bf16)
+    needed = step_bytes(network, batch, device, bf16) if isinstance(network, Segmenter) else 0
     free = free_memory(device) if memory_bytes is None else memory_bytes
     return Runtime(
         device=device,
@@ -135,7 +139,7 @@ def _decided(choice: str, automatic: bool) -> bool:
     return automatic if choice == "auto" else choice == "on"
 
 
-def place(network: Segmenter, runtime: Runtime) -> Segmenter:
+def place(network: Network, runtime: Runtime) -> Network:
     """Puts the network on its device and into shape, in place.
 
     Frozen weights of linear and convolution layers are kept in bfloat16 where the network runs
@@ -146,17 +150,22 @@ def place(network: Segmenter, runtime: Runtime) -> Segmenter:
         lower_frozen(network)
     if runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if runtime.packed:
-        pack(network.image_encoder)
     network.channels_last = runtime.channels_last
-    network.image_encoder.checkpointing = runtime.checkpointing
-    blocks: list[Any] = list(network.image_encoder.blocks)
-    for block in blocks:
-        block.attn.keep_scores = not runtime.checkpointing
+    if isinstance(network, Segmenter):
+        _place_encoder(network.image_encoder, runtime)
     return network
 
 
-def compiled(network: Segmenter, runtime: Runtime) -> Callable[[Tensor], Tensor]:
+def _place_encoder(encoder: ImageEncoder, runtime: Runtime) -> None:
+    if runtime.packed:
+        pack(encoder)
+    encoder.checkpointing = runtime.checkpointing
+    blocks: list[Any] = list(encoder.blocks)
+    for block in blocks:
+        block.attn.keep_scores = not runtime.checkpointing
+
+
+def compiled(network: Network, runtime: Runtime) -> Callable[[Tensor], Tensor]:
     """What to call in the network's place: itself, or its compiled form."""
     if not runtime.compile:
         return network

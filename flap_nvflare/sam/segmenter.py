@@ -32,30 +32,24 @@ from flap_nvflare.sam.decode import decode
 from flap_nvflare.sam.encoder import ImageEncoder
 from flap_nvflare.sam.head import FRESH, build_class_decoder, reset_head
 from flap_nvflare.sam.lora import add_lora, reset_lora
+from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.offset import BaseOffset
 
 
-class Segmenter(nn.Module):
+class Segmenter(Network):
     """SAM with C+1 class masks at full resolution.
 
     Attributes:
         image_encoder, prompt_encoder, mask_decoder: the parts, under SAM's own names.
-        image_size: side S of the square input in pixels.
-        classes: foreground classes, C.
-        base_sha256: identity of the weights that training starts from.
-        channels_last: whether images are put into the channels-last layout.
+        arch: the backbone's sizes.
     """
 
     def __init__(self, arch: Architecture, image_size: int, classes: int) -> None:
-        super().__init__()
+        super().__init__(image_size, classes)
         self.image_encoder = ImageEncoder(build_image_encoder(arch, image_size))
         self.prompt_encoder = build_prompt_encoder(arch, image_size)
         self.mask_decoder = build_class_decoder(arch, classes)
         self.arch = arch
-        self.image_size = image_size
-        self.classes = classes
-        self.base_sha256 = ""
-        self.channels_last = False
         self._positions: tuple[Any, Tensor] | None = None
         self._offset: BaseOffset | None = None
 

@@ -14,6 +14,9 @@ update without building a network. Names are segment_anything's own, plus `.lora
 | lora_decoder | adapters, the whole mask decoder (SAMed) |
 | flap | adapters, up-scaler, hyper-networks, mask tokens |
 
+Of another network than SAM, that of a site's own bundle, the settings name the parameters by
+patterns: the method `named`.
+
 Which factors of an adapter train, and what of all that trains leaves the site, depends on the rule
 of aggregation as well: see `Parts`.
 """
@@ -22,9 +25,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from flap_nvflare.settings import NAMED
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.backbone import Architecture
@@ -63,6 +69,9 @@ ADAPTERS = rf"{_ADAPTED}\.lora_(a|b|core)"
 OFFSETS = rf"{_ADAPTED}\.offset_[ab]"
 EVERYTHING = rf"{ENCODER_ATTENTION}|{ENCODER_REST}|{PROMPTS}|{DECODER}"
 LORA_A, LORA_B, LORA_CORE = LORA_SUFFIXES = (".lora_a", ".lora_b", ".lora_core")
+# A name of another network: none that means a factor, a control or coded bytes in a message.
+_OF_FACTORS = (*LORA_SUFFIXES, ".offset_a", ".offset_b")
+_PLAIN = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){1,20}")
 # Which factors train, by what a rule says of itself (`aggregation.rule.Card.trains`).
 TRAINED = {
     "ab": (LORA_A, LORA_B),
@@ -80,13 +89,19 @@ class Method:
     Attributes:
         weights: patterns of the names of weights of SAM and of the head.
         lora: whether the network has adapters and they train.
+        parameters: instead, names of parameters of another network, `*` for any characters.
     """
 
     weights: tuple[str, ...] = ()
     lora: bool = False
+    parameters: tuple[str, ...] = ()
 
     def holds(self, name: str) -> bool:
         """Whether the parameter `name` belongs to the method."""
+        if self.parameters:
+            if not _PLAIN.fullmatch(name) or name.endswith(_OF_FACTORS):
+                return False
+            return any(fnmatchcase(name, one) for one in self.parameters)
         patterns = (*self.weights, ADAPTERS) if self.lora else self.weights
         return any(re.fullmatch(pattern, name) for pattern in patterns)
 
@@ -118,12 +133,13 @@ class Parts:
     site and at the server, and never travel.
 
     Attributes:
-        method: one of `METHODS`.
+        method: one of `METHODS`, or `named`.
         trains: which factors train, one of `TRAINED`.
         stays: the factors that train but stay at their site: nothing, or `b`.
         personal: with `head` the output layers (`OUTPUT`) train but stay at their site; `none`
             and `ditto` (a second adapter of the site's own) change nothing here.
         offset: whether a change of the frozen base comes down besides.
+        parameters: what `named` names.
 
     Raises:
         ValueError: on an unknown value, or if nothing that trains were left to travel.
@@ -134,9 +150,10 @@ class Parts:
     stays: str = ""
     personal: str = "none"
     offset: bool = False
+    parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        lora = method_named(self.method).lora
+        lora = self._method.lora
         for name, known in (
             ("trains", tuple(TRAINED)),
             ("stays", ("", "b")),
@@ -150,7 +167,7 @@ class Parts:
                 f"method {self.method!r} has no adapters, which the rule needs; take flap, lora "
                 "or lora_decoder, or the rule mean or svd"
             )
-        if self.offset and method_named(self.method).holds(
+        if self.offset and self._method.holds(
             "mask_decoder.transformer.layers.0.self_attn.q_proj.weight"
         ):
             raise ValueError(
@@ -159,16 +176,20 @@ class Parts:
             )
         if self.stays and self.trains != "ab":
             raise ValueError(f"where {self.trains!r} trains, 'b' cannot stay; nothing would travel")
-        head = method_named(self.method).holds("mask_decoder.mask_tokens.weight")
+        head = not self.parameters and self._method.holds("mask_decoder.mask_tokens.weight")
         if self.personal == "head" and (not head or self.method == "partial_decoder"):
             raise ValueError(
                 f"personal 'head': method {self.method!r} trains "
                 f"{'nothing but the head' if head else 'no head'}; take flap or personal 'none'"
             )
 
+    @property
+    def _method(self) -> Method:
+        return method_named(self.method, self.parameters)
+
     def trained(self, name: str, round_index: int | None = None) -> bool:
         """Whether the parameter `name` trains in that round; without a round, in any."""
-        if not method_named(self.method).holds(name):
+        if not self._method.holds(name):
             return False
         if not name.endswith(LORA_SUFFIXES):
             return True
@@ -187,7 +208,7 @@ class Parts:
         """Whether `name` is a factor that stays as the seed drew it."""
         if not re.fullmatch(ADAPTERS, name) or name.endswith(LORA_CORE):
             return False
-        return method_named(self.method).lora and not self.trained(name)
+        return self._method.lora and not self.trained(name)
 
     def up(self, name: str, round_index: int | None = None) -> bool:
         """Whether `name` leaves the site after that round; without a round, after any."""
@@ -215,18 +236,20 @@ class Count:
     reduction: float
 
 
-def method_named(method: str) -> Method:
-    """The method of that name.
+def method_named(method: str, parameters: tuple[str, ...] = ()) -> Method:
+    """The method of that name; of `named` the one that trains what `parameters` name.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: on an unknown name, or if nothing is named.
     """
+    if method == NAMED and parameters:
+        return Method(parameters=parameters)
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is unknown; expected one of {tuple(METHODS)}")
     return METHODS[method]
 
 
-def travels(method: str, name: str, offset: bool = False) -> bool:
+def travels(method: str, name: str, offset: bool = False, parameters: tuple[str, ...] = ()) -> bool:
     """Whether the parameter called `name` may travel under `method`, whatever the rule.
 
     Names alone decide: a name of the right form that no network has is refused elsewhere, by
@@ -234,11 +257,12 @@ def travels(method: str, name: str, offset: bool = False) -> bool:
     and when, `Parts` says.
 
     Args:
-        method: one of `METHODS`.
+        method: one of `METHODS`, or `named`.
         name: the name of a tensor.
         offset: on the way down of a rule that changes the frozen base.
+        parameters: what `named` names.
     """
-    chosen = method_named(method)
+    chosen = method_named(method, parameters)
     if offset and chosen.lora and re.fullmatch(OFFSETS, name):
         return True
     return chosen.holds(name)

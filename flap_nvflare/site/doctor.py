@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flap_nvflare.data.source import SOURCE_FILE
-from flap_nvflare.settings import CHECKPOINT_VARIABLE, DATA_VARIABLE, Federation
+from flap_nvflare.settings import (
+    BUNDLE_VARIABLE,
+    CHECKPOINT_VARIABLE,
+    DATA_VARIABLE,
+    OWN_NETWORK,
+    Federation,
+)
 from flap_nvflare.site import (
     doctor_certificate,
     doctor_data,
@@ -131,7 +137,10 @@ def _of_site(kit: Kit | None, file: SiteFile, questions: Questions) -> Iterator[
     asked = questions.federation
     if asked is not None and kit is not None:
         yield from guarded("limits", lambda: _limits(file, asked))
-    if asked is None or asked.base == "pretrained":
+    if asked is not None and asked.arch == OWN_NETWORK:
+        bundle = str(file.bundle or ("" if kit else os.environ.get(BUNDLE_VARIABLE, "")))
+        yield from guarded("own network", lambda: doctor_weights.check_bundle(bundle))
+    elif asked is None or asked.base == "pretrained":
         wanted = asked.arch if asked else ""
         pinned = file.checkpoint_sha256
         yield from guarded(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from flap_nvflare.settings import Federation
+from flap_nvflare.settings import OWN_NETWORK, Federation
 from flap_nvflare.site.finding import Finding, size
 
 # FLARE, torch and MONAI in the job's process, and FLARE's parent beside it.
@@ -98,6 +98,16 @@ def check_memory(needs: Needs, federation: Federation) -> Iterator[Finding]:
     yield Finding("memory", free >= needed, found, "" if free >= needed else mend)
 
 
+def _trained_bytes(settings: Federation) -> int:
+    """Bytes of what trains; 0 of another network than SAM, which only its own code knows."""
+    from flap_nvflare.sam.tuning import count
+
+    if settings.arch == OWN_NETWORK:
+        return 0
+    rows = count(settings.arch, settings.image_size, settings.classes, settings.rank)
+    return {row.method: row.bytes for row in rows}[settings.method]
+
+
 def check_disk(
     folder: Path, needs: Needs, federation: Federation, cache_gb: float
 ) -> Iterator[Finding]:
@@ -109,11 +119,7 @@ def check_disk(
         federation: image size, method and rank.
         cache_gb: the site's bound of prepared scans.
     """
-    from flap_nvflare.sam.tuning import count
-
-    settings = federation
-    rows = count(settings.arch, settings.image_size, settings.classes, settings.rank)
-    trained = {row.method: row.bytes for row in rows}[settings.method]
+    settings, trained = federation, _trained_bytes(federation)
     # The masks at native resolution are deflated to a few per cent.
     cache = min(cache_gb * 1e9, needs.prepared(settings.image_size) + 0.05 * needs.voxels)
     needed = cache + _MOMENTS * _ROUNDS_KEPT * trained

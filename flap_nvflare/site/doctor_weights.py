@@ -1,4 +1,7 @@
-"""The base weights: there, whole, of the official format, and the very file that is pinned."""
+"""The base weights: there, whole, of the official format, and the very file that is pinned.
+
+Of another network than SAM only that its config is there: to build it would run the site's code.
+"""
 
 from __future__ import annotations
 
@@ -46,3 +49,17 @@ def check_weights(checkpoint: str, pinned: str, wanted: str = "") -> Iterator[Fi
             "put the pinned file in place, or, once the federation has agreed on this one, write "
             "its SHA-256 into flap_site.yaml",
         )
+
+
+def check_bundle(bundle: str) -> Iterator[Finding]:
+    """Whether there is the config of a network that a federation with arch: bundle asks for.
+
+    Args:
+        bundle: the site's own file; empty where it names none.
+    """
+    there = bool(bundle) and Path(bundle).is_file()
+    found = bundle or "the federation asks for arch: bundle, and no config of a network is named"
+    if bundle and not there:
+        found += ": there is no such file"
+    mend = "" if there else "name a MONAI config with network_def as bundle in flap_site.yaml"
+    yield Finding("own network", there, found, mend)

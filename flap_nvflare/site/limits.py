@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
-from flap_nvflare.settings import CHOICES, METHODS, RANGES, Federation, SettingsError
+from flap_nvflare.settings import (
+    CHOICES,
+    METHODS,
+    NAMED,
+    PATTERNS,
+    RANGES,
+    Federation,
+    SettingsError,
+    are_patterns,
+)
 from flap_nvflare.site.reasons import SiteError
 
 MB = 1_000_000
-# All but `full`, which sends every weight of the network.
+# All but `full`, which sends every weight of the network, and `named`, which needs names.
 PLAIN_METHODS = tuple(method for method in METHODS if method != "full")
 # Wide enough for the demo and for the paper (ViT-B at 224 px, rank 32, 25 rounds, batches of 32).
 PLAIN_RANGES: Mapping[str, tuple[float, float]] = {
@@ -38,6 +48,8 @@ class Limits:
         max_update_mb: largest update in 10^6 bytes: its tensors as trained, before any coding,
             which makes them smaller, or encryption, which makes them larger.
         methods: the methods that may train here, and whose tensors may leave.
+        parameters: with method `named` the names of parameters of this site's own network that may
+            train here and leave, `*` for any characters.
         ranges: lowest and highest value by setting of `Federation`; for a setting that is not
             named, what `Federation` itself allows.
         choices: the allowed values by setting that is a word, such as `encryption: (he,)`.
@@ -52,6 +64,7 @@ class Limits:
     min_cases: int = 1
     max_update_mb: float = 64.0
     methods: tuple[str, ...] = PLAIN_METHODS
+    parameters: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(PLAIN_RANGES))
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dp_clip: float = 0.0
@@ -71,8 +84,11 @@ class Limits:
             raise _bad("min_cases", self.min_cases, "a whole number")
         if self.dp_noise > 0 and self.dp_clip == 0:
             raise _bad("dp_noise", self.dp_noise, "a dp_clip above 0 beside it")
-        if not self.methods or not set(self.methods) <= set(METHODS):
-            raise _bad("methods", list(self.methods), f"a list of some of {list(METHODS)}")
+        known = CHOICES["method"]
+        if not self.methods or not set(self.methods) <= set(known):
+            raise _bad("methods", list(self.methods), f"a list of some of {list(known)}")
+        if (self.parameters or NAMED in self.methods) and not are_patterns(self.parameters):
+            raise _bad("parameters", list(self.parameters), f"{PATTERNS}, or no method 'named'")
         for name, pair in self.ranges.items():
             self._check_range(name, pair)
         for name, values in self.choices.items():
@@ -115,6 +131,13 @@ class Limits:
                 f"method {federation.method!r} is not allowed here; limits.methods has "
                 f"{list(self.methods)}",
             )
+        for wanted in federation.parameters:
+            if not any(fnmatchcase(wanted, allowed) for allowed in self.parameters):
+                raise SiteError(
+                    "method_refused",
+                    f"parameters {wanted!r} are not allowed here; limits.parameters has "
+                    f"{list(self.parameters)}",
+                )
         for name, (low, high) in self.ranges.items():
             value = getattr(federation, name)
             if not low <= value <= high:
@@ -167,6 +190,7 @@ class Limits:
             "min_cases": self.min_cases,
             "max_update_mb": self.max_update_mb,
             "methods": list(self.methods),
+            "parameters": list(self.parameters),
             "ranges": {name: list(pair) for name, pair in self.ranges.items()},
             "choices": {name: list(values) for name, values in self.choices.items()},
             "dp_clip": self.dp_clip,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flap_nvflare.sam import tuning
+from flap_nvflare.settings import NAMED
 from flap_nvflare.site.kit import Kit, home
 from flap_nvflare.site.limits import MB, Limits
 from flap_nvflare.site.policy import Policy, read_policy
@@ -61,7 +63,8 @@ def statement(kit: Kit) -> dict[str, Any]:
     return {
         **common,
         "leaves": {
-            "tensors": methods(ours.limits.methods),
+            "tensors": methods(tuple(name for name in ours.limits.methods if name != NAMED)),
+            "own_network": own_network(ours),
             "example": EXAMPLE,
             "figures": FIGURES,
             "scores": SCORES,
@@ -105,6 +108,13 @@ def methods(allowed: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows
 
 
+def own_network(ours: SiteFile) -> dict[str, Any]:
+    """What may leave of the site's own network; empty where nothing may."""
+    if NAMED not in ours.limits.methods:
+        return {}
+    return {"file": str(ours.bundle or ""), "parameters": list(ours.limits.parameters)}
+
+
 def lines(kit: Kit) -> list[str]:
     """The statement as lines to read."""
     said = statement(kit)
@@ -116,7 +126,7 @@ def lines(kit: Kit) -> list[str]:
     return [
         *head,
         "",
-        *_leaving_lines(said["leaves"]["tensors"], ours.limits),
+        *_leaving_lines(said["leaves"]["tensors"], said["leaves"]["own_network"], ours.limits),
         "",
         *_data_lines(ours, said["data"]["source"], said["data"]["state_dir"]),
         "",
@@ -126,7 +136,7 @@ def lines(kit: Kit) -> list[str]:
     ]
 
 
-def _leaving_lines(rows: list[dict[str, Any]], limits: Limits) -> list[str]:
+def _leaving_lines(rows: list[dict[str, Any]], own: Mapping[str, Any], limits: Limits) -> list[str]:
     size = "{arch} at {image_size} px, {classes} classes, rank {rank}".format(**EXAMPLE)
     found = [
         "What may leave this site",
@@ -139,6 +149,13 @@ def _leaving_lines(rows: list[dict[str, Any]], limits: Limits) -> list[str]:
             f"    {row['method']}: {row['tensors']} tensors, {row['numbers']:,} numbers, "
             f"{row['bytes'] / MB:.2f} MB{above}: {'; '.join(row['parts'])}"
         )
+    if own:
+        names = ", ".join(own["parameters"])
+        found += [
+            f"    {NAMED}: of this site's own network the parameters that the job names, of these",
+            f"      alone (* is any characters): {names}",
+            f"      network: {own['file'] or 'none is named, so no such job can train here'}",
+        ]
     found += ["  With them, as numbers:", *(f"    {text}" for text in FIGURES.values())]
     found += [
         f"  {SCORES[0].upper()}{SCORES[1:]}.",

@@ -35,7 +35,7 @@ class SiteFile:
     """All keys of the file; `settings.Site` describes those without a word here.
 
     Attributes:
-        data_root, checkpoint, state_dir: full paths; None or empty where the file names none.
+        data_root, checkpoint, bundle, state_dir: full paths; None or empty where none is named.
         site: the site's name in its own table of cases, where that is not its name in FLARE.
         allow_synthetic: without `data_root`, whether the site may work on the demo's synthetic
             scans: for a rehearsal of a federation, never on its own.
@@ -45,6 +45,7 @@ class SiteFile:
     data_root: Path | None = None
     checkpoint: str = ""
     checkpoint_sha256: str = ""
+    bundle: Path | None = None
     device: str = "auto"
     state_dir: Path | None = None
     site: str = ""
@@ -195,8 +196,9 @@ def _limits(path: Path, name: str, value: object) -> Limits:
     fields = {one.name for one in dataclasses.fields(Limits)}
     _known(path, f"{name}.", values, sorted(fields))
     given = {key: entry for key, entry in values.items() if entry is not None}
-    if "methods" in given:
-        given["methods"] = _list(path, f"{name}.methods", given["methods"])
+    for key in ("methods", "parameters"):
+        if key in given:
+            given[key] = _list(path, f"{name}.{key}", given[key])
     for key in ("ranges", "choices"):
         lists = _mapping(path, f"{name}.{key}", given.get(key, {}))
         given[key] = {
@@ -229,6 +231,7 @@ _READERS: dict[str, Any] = {
     "data_root": _full_path,
     "checkpoint": _checkpoint,
     "checkpoint_sha256": _sha256,
+    "bundle": _full_path,
     "device": _device,
     "state_dir": _full_path,
     "site": _site,

@@ -22,8 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flap_nvflare.data.store import Store, checksum
+from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.runtime import Runtime
-from flap_nvflare.sam.segmenter import Segmenter
 
 # Of the code that makes the tokens: raise it with every change of their bytes.
 VERSION = 1
@@ -34,7 +34,7 @@ class PrefixCache:
     """Batches of slices with tokens in place of images.
 
     Args:
-        network: the segmenter; which blocks are frozen is its own matter.
+        network: the network; which blocks are frozen is its own matter.
         runtime: how it runs.
         store: the site's bounded folder. Without one the tokens stay in memory.
         memory_bytes: bound of what stays in memory.
@@ -45,7 +45,7 @@ class PrefixCache:
     """
 
     def __init__(
-        self, network: Segmenter, runtime: Runtime, store: Store, memory_bytes: int = 2 * 10**9
+        self, network: Network, runtime: Runtime, store: Store, memory_bytes: int = 2 * 10**9
     ) -> None:
         self._network = network
         self._runtime = runtime

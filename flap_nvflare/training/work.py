@@ -32,7 +32,7 @@ from flap_nvflare.training.volume_scorer import OnCase, VolumeScorer
 if TYPE_CHECKING:
     from flap_nvflare.adapter.update import UpdateSpec
     from flap_nvflare.data.kits import SiteCases
-    from flap_nvflare.sam.segmenter import Segmenter
+    from flap_nvflare.sam.network import Network
     from flap_nvflare.training.prefix_cache import PrefixCache
 
 Progress = Callable[[dict[str, Any]], None]
@@ -69,7 +69,7 @@ class SiteWork:
         federation: what all sites agree on.
         site: the site's disk.
         device: where `network` lives.
-        network: the segmenter.
+        network: the network.
         parameters: what trains (in any round), by name.
         optimizer: an AdamW over `parameters`.
         clock: read by the schedule and the handlers, set here.
@@ -89,7 +89,7 @@ class SiteWork:
         federation: Federation,
         site: Site,
         device: torch.device,
-        network: Segmenter,
+        network: Network,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         clock: RoundClock,
@@ -113,7 +113,7 @@ class SiteWork:
         self.data = data
         self.ranks = ranks
         self.prefix = prefix
-        self.parts = parts or Parts(federation.method)
+        self.parts = parts or Parts(federation.method, parameters=federation.parameters)
         self.terms = terms or LocalTerms(self.parameters)
         # What a site that keeps tensors to itself starts from: no round gives it anything.
         self._drawn = {n: t for n, t in self.adapter().items() if self.parts.private(n)}

@@ -89,7 +89,8 @@ class Wire:
         """What reaches a site's executor."""
         message = over_the_wire(self.sent_down(site) if message is None else message)
         context = self.site_contexts[site]
-        gate = AdapterOnlyFilter(self.federation.method, offset=True)
+        named = self.federation.parameters
+        gate = AdapterOnlyFilter(self.federation.method, offset=True, parameters=named)
         return DecodeAdapter().process(gate.process(message, context), context)
 
     def reply(
@@ -106,7 +107,8 @@ class Wire:
     def sent_up(self, site: str, reply: Shareable) -> Shareable:
         """What leaves a site."""
         context = self.site_contexts[site]
-        for one in (PrivacyFilter(), EncodeUpdate(), AdapterOnlyFilter(self.federation.method)):
+        gate = AdapterOnlyFilter(self.federation.method, parameters=self.federation.parameters)
+        for one in (PrivacyFilter(), EncodeUpdate(), gate):
             reply = one.process(reply, context)
         return reply
 

@@ -19,7 +19,13 @@ from scan_files import write_sites
 
 from flap_nvflare.cli import main
 from flap_nvflare.sam.checkpoint import PACKAGED, file_sha256
-from flap_nvflare.settings import CHECKPOINT_VARIABLE, DATA_VARIABLE, Federation, SettingsError
+from flap_nvflare.settings import (
+    BUNDLE_VARIABLE,
+    CHECKPOINT_VARIABLE,
+    DATA_VARIABLE,
+    Federation,
+    SettingsError,
+)
 from flap_nvflare.site import doctor
 from flap_nvflare.site.doctor import Finding, Questions, checks
 from flap_nvflare.site.kit import Kit, read_kit
@@ -30,7 +36,7 @@ LIGHTER = "nvflare.lighter.impl"
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAP_HOME", str(tmp_path / "home"))
-    for name in (CHECKPOINT_VARIABLE, DATA_VARIABLE):
+    for name in (BUNDLE_VARIABLE, CHECKPOINT_VARIABLE, DATA_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -178,6 +184,12 @@ def test_the_command_prints_what_to_do(
     text = capsys.readouterr().out
     assert "fail    case case_00001" in text
     assert "-> copy the file again" in text
+
+
+def test_a_federation_of_the_sites_own_network(scans: Path, tmp_path: Path) -> None:
+    asked = Federation(arch="bundle", method="named", parameters=("a.*",), rule="mean")
+    questions = Questions(federation=asked, data_root=str(scans), site="A")
+    assert failed(checks(None, questions)) == ["own network"]
 
 
 def test_the_command_for_programs(

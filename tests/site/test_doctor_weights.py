@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flap_nvflare.sam.checkpoint import PACKAGED, file_sha256
-from flap_nvflare.site.doctor_weights import check_weights
+from flap_nvflare.site.doctor_weights import check_bundle, check_weights
 from flap_nvflare.site.finding import guarded
 
 
@@ -56,3 +56,14 @@ def test_a_file_that_is_not_there_or_holds_no_sam(tmp_path: Path) -> None:
     (finding,) = guarded("base weights", lambda: check_weights(str(path), ""))
     assert finding.ok is False
     assert "no SAM encoder" in finding.found
+
+
+def test_a_network_of_the_sites_own(tmp_path: Path) -> None:
+    file = tmp_path / "unet.yaml"
+    for named in ("", str(file)):
+        (missing,) = check_bundle(named)
+        assert missing.ok is False
+        assert "as bundle in flap_site.yaml" in missing.mend
+    file.touch()
+    (there,) = check_bundle(str(file))
+    assert there.ok is True

@@ -101,6 +101,7 @@ def test_limits_as_plain_values_make_the_same_limits() -> None:
         **{
             **values,
             "methods": tuple(values["methods"]),
+            "parameters": tuple(values["parameters"]),
             "ranges": {name: tuple(pair) for name, pair in values["ranges"].items()},
             "choices": {name: tuple(entry) for name, entry in values["choices"].items()},
         }

@@ -163,3 +163,19 @@ def test_a_server_has_no_scans_to_speak_of(
     assert "[MEND]" not in text
     assert main(["site", "show", str(kit), "--json"]) == 0
     assert "leaves" not in json.loads(capsys.readouterr().out)
+
+
+def test_what_may_leave_of_a_sites_own_network(kit: Path, tmp_path: Path) -> None:
+    assert "named:" not in "\n".join(lines(read_kit(kit)))
+    assert statement(read_kit(kit))["leaves"]["own_network"] == {}
+    limit(kit, "lora_decoder, flap]", 'named]\n  parameters: ["final_conv.*", "upcat_1.*"]')
+    text = " ".join("\n".join(lines(read_kit(kit))).split())
+    assert "named: of this site's own network the parameters that the job names" in text
+    assert "of these alone (* is any characters): final_conv.*, upcat_1.*" in text
+    assert "network: none is named, so no such job can train here" in text
+    limit(kit, "# bundle:", f"bundle: {tmp_path}/unet.yaml")
+    assert f"network: {tmp_path}/unet.yaml" in "\n".join(lines(read_kit(kit)))
+    assert statement(read_kit(kit))["leaves"]["own_network"] == {
+        "file": f"{tmp_path}/unet.yaml",
+        "parameters": ["final_conv.*", "upcat_1.*"],
+    }
