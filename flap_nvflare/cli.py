@@ -17,6 +17,7 @@ from flap_nvflare.settings import ARCHITECTURES
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
+    from flap_nvflare.bundle.commands import add_export
     from flap_nvflare.site.commands import add_site
 
     parser = argparse.ArgumentParser(prog="flap-nvflare", description=__doc__.split("\n")[0])
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_doctor(commands)
     _add_phantom(commands)
     _add_rules(commands)
+    add_export(commands)
     add_site(commands)
     parsed = parser.parse_args(arguments)
     try:
