@@ -121,10 +121,10 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
         line = (
             f"{name}: {yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]}"
         )
-        pattern = re.compile(rf"^{name}: [^#\n]*?( *#.*)?$", re.MULTILINE)
-        text, count = pattern.subn(lambda found, line=line: line + (found[1] or ""), text)
-        if count != 1:
-            raise KeyError(f"{name} has {count} lines in the config")
+        found = list(re.finditer(rf"^{name}: [^#\n]*?( *#.*)?$", text, re.MULTILINE))
+        if len(found) != 1:
+            raise KeyError(f"{name} has {len(found)} lines in the config")
+        text = text[: found[0].start()] + line + (found[0][1] or "") + text[found[0].end() :]
     return text
 
 
