@@ -15,10 +15,10 @@ ALLOWED = {
     "adapter": {"torch"},
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
-    "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
+    "bundle": {"torch", "monai", "ignite", "sam", "training", "data", "adapter", "aggregation"},
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
-    "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation"},
+    "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation", "bundle"},
     "flare": {
         "torch", "nvflare", "monai", "sam", "data", "adapter", "training", "aggregation", "bundle",
         "site",
