@@ -101,39 +101,23 @@ class ReadCase(Transform):
         return {**data, "volume": volume}
 
 
-def network_slices(image: np.ndarray, window: Window, image_size: int) -> Tensor:
-    """Slices as the network sees them: windowed, bilinear, low-pass filtered when shrunk.
-
-    Args:
-        image: (S, H, W) HU.
-        window: the grey values.
-        image_size: S', side of the network's input.
-
-    Returns:
-        (S, S', S') float32.
-    """
-    size = (image_size, image_size)
-    grey = torch.from_numpy(window.apply(image))[:, None]
-    images = interpolate(grey, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return images[:, 0].contiguous()
-
-
 class PrepareSlices(Transform):
     """Windows and resizes the slices of `volume` and deflates its mask.
 
-    Labels take the nearest voxel.
+    Images are bilinear, low-pass filtered when shrunk; labels take the nearest voxel.
     """
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """The tensors of a `Prepared` in place of `data`."""
         volume: Volume = data["volume"]
         size = (data["image_size"], data["image_size"])
-        images = network_slices(volume.image, data["window"], data["image_size"])
+        image = torch.from_numpy(data["window"].apply(volume.image))[:, None]
         label = torch.from_numpy(volume.label)[:, None]
+        images = interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
         labels = interpolate(label, size=size, mode="nearest-exact")
         deflated = zlib.compress(volume.label.tobytes(), 1)
         return {
-            "images": images,
+            "images": images[:, 0].contiguous(),
             "labels": labels[:, 0].contiguous(),
             "mask": torch.frombuffer(bytearray(deflated), dtype=torch.uint8),
             "shape": torch.tensor(volume.label.shape),

@@ -85,7 +85,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         draw = index if isinstance(index, Draw) else Draw(index, 0)
         number, place = self._places[draw]
         case = self._cases[number]
-        image = case.images[channel_slices(place, len(case.images), self._channels)]
+        image = case.images[_channel_slices(place, len(case.images), self._channels)]
         label = case.labels[place][None]
         key = slice_key(case, place, self._channels)
         if self._views is not None:
@@ -131,7 +131,7 @@ def volume_batches(
     count = len(case.images)
     for start in range(0, count, batch_size):
         places = range(start, min(start + batch_size, count))
-        chosen = [channel_slices(place, count, channels) for place in places]
+        chosen = [_channel_slices(place, count, channels) for place in places]
         keys = [slice_key(case, place, channels) for place in places]
         yield torch.stack([case.images[slices] for slices in chosen]), keys
 
@@ -142,7 +142,7 @@ def _checked(channels: str) -> str:
     return channels
 
 
-def channel_slices(place: int, count: int, channels: str) -> list[int]:
+def _channel_slices(place: int, count: int, channels: str) -> list[int]:
     """Indices of the three slices that make the channels of slice `place` of `count`."""
     if channels == "repeat":
         return [place] * 3

@@ -59,7 +59,17 @@ def load_volume(case: Case, class_count: int) -> Volume:
     """
     scan, mask = _open(case.image), _open(case.label)
     _check_same_grid(case, scan, mask)
-    image = _hu(case.image, scan)
+    image = _read(case.image, scan)
+    finite = np.isfinite(image)
+    if not finite.all():
+        raise DataError(
+            f"{case.image}: {int((~finite).sum())} voxels are NaN or infinite; "
+            f"write the scan again with finite HU"
+        )
+    if image.min() == image.max():
+        raise DataError(
+            f"{case.image}: empty, every voxel is {image.flat[0]:g}; export the scan again"
+        )
     label = _labels(case.label, _read(case.label, mask), class_count)
     turn = ornt_transform(io_orientation(scan.affine), _ORIENTATION)
     spacing = np.empty(3)
@@ -70,17 +80,6 @@ def load_volume(case: Case, class_count: int) -> Volume:
         label=np.ascontiguousarray(apply_orientation(label, turn)),
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
-
-
-def load_image(path: Path) -> np.ndarray:
-    """Reads and checks a scan without a mask: (S, H, W) float32, HU, as in a `Volume`.
-
-    Raises:
-        DataError: as `load_volume` does about the scan.
-    """
-    scan = _open(path)
-    turn = ornt_transform(io_orientation(scan.affine), _ORIENTATION)
-    return np.ascontiguousarray(apply_orientation(_hu(path, scan), turn))
 
 
 def orientation(case: Case) -> str:
@@ -173,20 +172,6 @@ def _read(path: Path, image: Any) -> np.ndarray:
         return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
     except _BROKEN as error:
         raise DataError(f"{path}: damaged ({error}); copy the file again") from error
-
-
-def _hu(path: Path, image: Any) -> np.ndarray:
-    """The voxels of a scan, all finite and not all the same."""
-    values = _read(path, image)
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise DataError(
-            f"{path}: {int((~finite).sum())} voxels are NaN or infinite; "
-            f"write the scan again with finite HU"
-        )
-    if values.min() == values.max():
-        raise DataError(f"{path}: empty, every voxel is {values.flat[0]:g}; export the scan again")
-    return values
 
 
 def _labels(path: Path, values: np.ndarray, class_count: int) -> np.ndarray:
