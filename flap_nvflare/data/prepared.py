@@ -111,18 +111,34 @@ class PrepareSlices(Transform):
         """The tensors of a `Prepared` in place of `data`."""
         volume: Volume = data["volume"]
         size = (data["image_size"], data["image_size"])
-        image = torch.from_numpy(data["window"].apply(volume.image))[:, None]
+        images = prepare_images(volume.image, data["window"], data["image_size"])
         label = torch.from_numpy(volume.label)[:, None]
-        images = interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
         labels = interpolate(label, size=size, mode="nearest-exact")
         deflated = zlib.compress(volume.label.tobytes(), 1)
         return {
-            "images": images[:, 0].contiguous(),
+            "images": images,
             "labels": labels[:, 0].contiguous(),
             "mask": torch.frombuffer(bytearray(deflated), dtype=torch.uint8),
             "shape": torch.tensor(volume.label.shape),
             "spacing": torch.tensor(volume.spacing, dtype=torch.float64),
         }
+
+
+def prepare_images(image: np.ndarray, window: Window, image_size: int) -> Tensor:
+    """Slices as the network sees them; of some slices of a volume the same as of all.
+
+    Args:
+        image: (n, H, W) float32, HU.
+        window: the site's grey values.
+        image_size: S', side of the network's input.
+
+    Returns:
+        (n, S', S') float32, bilinear, low-pass filtered when shrunk.
+    """
+    planes = torch.from_numpy(window.apply(image))[:, None]
+    size = (image_size, image_size)
+    small = interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return small[:, 0].contiguous()
 
 
 class PreparedCases(PersistentDataset):

@@ -7,7 +7,7 @@ same bytes whatever the number of workers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,15 +125,39 @@ def volume_batches(
     Raises:
         ValueError: on another `channels` or a batch size below 1.
     """
+    count = len(case.images)
+    for images, places in image_batches(
+        lambda first, last: case.images[first:last], count, channels, batch_size
+    ):
+        yield images, [slice_key(case, place, channels) for place in places]
+
+
+def image_batches(
+    images: Callable[[int, int], Tensor], count: int, channels: str, batch_size: int
+) -> Iterator[tuple[Tensor, range]]:
+    """Every slice of a volume once, in order, as `volume_batches`, with only a slab in memory.
+
+    Args:
+        images: gives slices `first` to before `last` as (n, S', S') float32.
+        count: slices of the volume.
+        channels: as of `SliceDataset`.
+        batch_size: slices in a batch at most.
+
+    Returns:
+        Batches (n, 3, S', S') with the places of their slices.
+
+    Raises:
+        ValueError: on another `channels` or a batch size below 1.
+    """
     _checked(channels)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    count = len(case.images)
     for start in range(0, count, batch_size):
         places = range(start, min(start + batch_size, count))
         chosen = [_channel_slices(place, count, channels) for place in places]
-        keys = [slice_key(case, place, channels) for place in places]
-        yield torch.stack([case.images[slices] for slices in chosen]), keys
+        first = min(map(min, chosen))
+        slab = images(first, max(map(max, chosen)) + 1)
+        yield torch.stack([slab[[place - first for place in three]] for three in chosen]), places
 
 
 def _checked(channels: str) -> str:

@@ -12,6 +12,9 @@ from flap_nvflare.training.errors import Stopped
 from flap_nvflare.training.metrics import score_case
 from flap_nvflare.training.scores import CaseScore
 
+# Logits at native resolution that are held at once, in numbers: 64 MB.
+_LOGITS = 2**24
+
 
 class VolumeScorer:
     """Handler of MONAI's evaluator over the batches of `VolumeBatches`.
@@ -76,9 +79,15 @@ class VolumeScorer:
 def native_masks(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Class indices (n, H, W) uint8 on the CPU from logits (n, C+1, S, S).
 
-    The logits are resized, not the masks, so that a border falls between pixels.
+    The logits are resized, not the masks, so that a border falls between pixels. Of equal logits
+    the first class counts.
     """
-    resized = torch.nn.functional.interpolate(
-        logits.float(), size=size, mode="bilinear", align_corners=False
-    )
-    return resized.argmax(dim=1).to(torch.uint8).cpu()
+    at_once = max(1, _LOGITS // (logits.shape[1] * size[0] * size[1]))
+    masks = []
+    for part in logits.split(at_once):
+        resized = torch.nn.functional.interpolate(
+            part.float(), size=size, mode="bilinear", align_corners=False
+        )
+        # Not argmax, which takes 30 times as long on a CPU over a dimension that is not the last.
+        masks.append(resized.max(dim=1).indices.to(torch.uint8).cpu())
+    return torch.cat(masks)
