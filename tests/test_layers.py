@@ -15,7 +15,9 @@ ALLOWED = {
     "adapter": {"torch"},
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
-    "bundle": {"torch", "monai", "ignite", "sam", "training", "data", "adapter", "aggregation"},
+    "bundle": {
+        "torch", "monai", "ignite", "nibabel", "sam", "training", "data", "adapter", "aggregation",
+    },
     "report": set(),
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {"torch", "monai", "sam", "data", "training", "adapter", "aggregation", "bundle"},

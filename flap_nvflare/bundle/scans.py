@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch.utils.data import IterableDataset
 
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.kits import Case
-from flap_nvflare.data.prepared import network_slices
-from flap_nvflare.data.slices import channel_slices
-from flap_nvflare.data.volume import load_image, write_mask
+from flap_nvflare.data.prepared import prepare_images
+from flap_nvflare.data.scan import Scan, check_values, mask_image, open_scan
+from flap_nvflare.data.slices import image_batches
 from flap_nvflare.data.window import Window
 from flap_nvflare.training.volume_scorer import native_masks
 
 logger = logging.getLogger(__name__)
 
-SCAN = "scan"  # key of a batch
+SCAN, NAME = "scan", "name"  # keys of a batch
 _ENDINGS = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan whose slices are predicted.
-
-    Attributes:
-        path: its file.
-        name: its path below the data set's folder, without the ending.
-        shape: (S, H, W) in the order of `data.volume`.
-    """
-
-    path: Path
-    name: str
-    shape: tuple[int, int, int]
 
 
 class ScanBatches(IterableDataset[dict[str, Any]]):
     """Every slice of every scan once, in order, in batches that never cross scans.
 
-    A batch holds `image` (n, 3, S', S') float32 and `scan`. One scan is in memory at a time.
+    A batch holds `image` (n, 3, S', S') float32, `scan` and `name`, the scan's path in the folder
+    without its ending. One scan is in memory at a time, as its file stores it.
 
     Args:
         folder: of the scans.
@@ -61,18 +46,20 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | str | None,
         pattern: str,
         window: Window,
         image_size: int,
         channels: str,
         batch_size: int,
     ) -> None:
+        if folder is None:
+            raise DataError("no scans are named; give --dataset_dir FOLDER")
         self.folder = Path(folder)
         self.paths = sorted(path for path in self.folder.glob(pattern) if path.is_file())
         if not self.paths:
             raise DataError(
-                f"{folder}: no file fits {pattern!r}; give --dataset_dir FOLDER and --pattern"
+                f"{folder}: no file fits {pattern!r}; give another --dataset_dir or --pattern"
             )
         for path in self.paths:
             if not path.name.endswith(_ENDINGS):
@@ -82,16 +69,14 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in self.paths:
-            hu = load_image(path)
-            slices, height, width = hu.shape
-            scan = Scan(path, self._name(path), (slices, height, width))
-            for start in range(0, slices, self._batch):
-                places = range(start, min(start + self._batch, slices))
-                chosen = [channel_slices(place, slices, self._channels) for place in places]
-                first, last = chosen[0][0], chosen[-1][2]
-                seen = network_slices(hu[first : last + 1], self._window, self._size)
-                image = torch.stack([seen[[k - first for k in three]] for three in chosen])
-                yield {CommonKeys.IMAGE: image, SCAN: scan}
+            scan, name = open_scan(path), self._name(path)
+            count = scan.shape[0]
+            check_values(path, (scan.slab(k, k + 1) for k in range(count)))
+            for image, _ in image_batches(self._images(scan), count, self._channels, self._batch):
+                yield {CommonKeys.IMAGE: image, SCAN: scan, NAME: name}
+
+    def _images(self, scan: Scan) -> Callable[[int, int], torch.Tensor]:
+        return lambda first, last: prepare_images(scan.slab(first, last), self._window, self._size)
 
     def _name(self, path: Path) -> str:
         name = path.relative_to(self.folder).as_posix()
@@ -118,13 +103,12 @@ class MaskWriter:
     def __call__(self, engine: Engine) -> None:
         """Takes in the logits (n, C+1, S', S') of the next n slices of the present scan."""
         scan: Scan = engine.state.batch[SCAN]
-        slices, *size = scan.shape
+        count, *size = scan.shape
         self._slices.extend(native_masks(engine.state.output[CommonKeys.PRED], tuple(size)))
-        if len(self._slices) < slices:
+        if len(self._slices) < count:
             return
-        path = self.folder / f"{scan.name}_seg.nii.gz"
+        path = self.folder / f"{engine.state.batch[NAME]}_seg.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        mask = torch.stack(self._slices).numpy()
+        nib.save(mask_image(torch.stack(self._slices).numpy(), scan), path)
         self._slices = []
-        write_mask(path, mask, Case(scan.name, scan.path, scan.path))
-        logger.info("%s: mask of %d slices in %s", scan.path, slices, path)
+        logger.info("%s: mask of %d slices in %s", scan.path, count, path)

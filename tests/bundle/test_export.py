@@ -24,8 +24,8 @@ from flap_nvflare.bundle.export import filled
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.cli import main
+from flap_nvflare.data.scan import open_scan
 from flap_nvflare.data.slices import volume_batches
-from flap_nvflare.data.volume import load_image
 from flap_nvflare.sam.merged import plain_segmenter
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.metrics import score_case
@@ -137,7 +137,7 @@ def test_inference_gives_the_masks_that_evaluation_scores(
     scan = nibabel.load(scans / case.name / "imaging.nii.gz")
     assert np.array_equal(file.affine, scan.affine)
     assert file.get_data_dtype() == np.uint8
-    mask = load_image(Path(file.get_filename())).astype(np.uint8)  # from head to feet
+    mask = open_scan(Path(file.get_filename())).whole().astype(np.uint8)  # from head to feet
     with torch.no_grad():
         ours = torch.cat(
             [native_masks(network(images), case.shape[1:])
