@@ -83,8 +83,9 @@ def test_what_reads_settings_loads_fast(name: str) -> None:
     assert not at_load(PACKAGE / f"{name}.py")
 
 
-def test_commands_of_a_site_load_fast() -> None:
-    assert not at_load(PACKAGE / "site" / "commands.py")
+@pytest.mark.parametrize("room", ["bundle", "site"])
+def test_commands_load_fast(room: str) -> None:
+    assert not at_load(PACKAGE / room / "commands.py")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:

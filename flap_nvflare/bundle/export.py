@@ -171,7 +171,7 @@ _VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 def data_of(trained: Trained) -> str:
     """What the adapter was trained on, as the description of its run says."""
     run = trained.file.parent / _RUN
-    said = json.loads(run.read_text(encoding="utf-8"))["data"] if run.is_file() else "unknown"
+    said = json.loads(run.read_text(encoding="utf-8")).get("data") if run.is_file() else None
     return {
         "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, no patient's data",
         "sites' own": "scans of the sites of a federation, which stay with them",

@@ -81,7 +81,7 @@ def test_every_adapter_and_every_offset_is_in_it() -> None:
 def test_a_traced_network_takes_any_number_of_images() -> None:
     merged = merge(trained())
     with torch.no_grad():
-        traced = torch.jit.trace(merged, torch.rand(1, 3, SIZE, SIZE))
+        traced = torch.jit.trace(merged, torch.rand(1, 3, SIZE, SIZE), check_trace=False)
     for images in (1, 3):
         torch.testing.assert_close(
             logits(traced, images), logits(merged, images), rtol=1e-5, atol=1e-5
