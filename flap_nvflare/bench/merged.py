@@ -88,8 +88,8 @@ def scores(federation: Federation, site: Site) -> Scores:
             found[way].append(score)
         voxels += label.numel()
         different += int((masks["merged"] != masks["adapter"]).sum())
-    names = federation.class_names
-    sites = {way: SiteScore("A", "test", names, tuple(cases), 0) for way, cases in found.items()}
+    named = (site.name, "test", federation.class_names)
+    sites = {way: SiteScore(*named, tuple(cases), 0) for way, cases in found.items()}
     return Scores({way: one.dice or 0.0 for way, one in sites.items()}, voxels, different)
 
 

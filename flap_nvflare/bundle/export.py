@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import save
 
+from flap_nvflare import __version__
 from flap_nvflare.bundle.trained import Trained
 from flap_nvflare.bundle.workflow import CONFIGS, METADATA
 from flap_nvflare.data.window import MEAN_KITS_WINDOW, Window
@@ -30,6 +31,8 @@ DOCS = Path(__file__).parent / "docs"
 KITS_CLASSES = ("kidney", "tumour")
 DEFAULT_NOTE = "the means over the published windows of Fed-KiTS2019's six sites"
 _AS_THEY_ARE = ("multi_gpu_train.yaml", "logging.conf")
+_WINDOW = ("low", "high", "mean", "std")
+_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 _RUN = "run.json"
 
 
@@ -108,9 +111,6 @@ def _write_configs(folder: Path, trained: Trained, window: Window) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-_WINDOW = ("low", "high", "mean", "std")
-
-
 def filled(text: str, values: Mapping[str, Any]) -> str:
     """A config's text with other values in its top-level lines; comments stay.
 
@@ -118,9 +118,8 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
         KeyError: if a name has no line of its own.
     """
     for name, value in values.items():
-        line = (
-            f"{name}: {yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]}"
-        )
+        listed = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+        line = f"{name}: {listed[1:-1]}"
         found = list(re.finditer(rf"^{name}: [^#\n]*?( *#.*)?$", text, re.MULTILINE))
         if len(found) != 1:
             raise KeyError(f"{name} has {len(found)} lines in the config")
@@ -138,13 +137,13 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
         name: _version(name) for name in values["required_packages_version"]
     }
     values["task"] = (
-        f"Segmentation of {' and '.join(federation.class_names)} in CT with a low-rank adapter of "
-        "the Segment Anything Model"
+        f"Segmentation of {' and '.join(federation.class_names)} in CT by a fine-tuned Segment "
+        "Anything Model"
     )
     values["description"] = (
-        f"A Segment Anything Model ({federation.arch}) on axial slices, with the low-rank adapter "
-        f"of method {federation.method} merged into its weights and {federation.classes} class "
-        "masks in place of prompts."
+        f"A Segment Anything Model ({federation.arch}) on axial slices, fine-tuned by method "
+        f"{federation.method}, adapters merged into its weights, with a mask for each of "
+        f"{federation.classes} classes in place of prompts."
     )
     values["data_source"] = data_of(trained)
     values["eval_metrics"] = {"validation_mean_dice": trained.extra.get("score")}
@@ -165,13 +164,10 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
     return values
 
 
-_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
-
-
 def data_of(trained: Trained) -> str:
     """What the adapter was trained on, as the description of its run says."""
     run = trained.file.parent / _RUN
-    said = json.loads(run.read_text(encoding="utf-8")).get("data") if run.is_file() else None
+    said = str(json.loads(run.read_text(encoding="utf-8")).get("data")) if run.is_file() else ""
     return {
         "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, no patient's data",
         "sites' own": "scans of the sites of a federation, which stay with them",
@@ -185,12 +181,9 @@ def _channels(channels: str) -> tuple[str, str, str]:
 
 
 def _version(package: str) -> str:
-    try:
-        return metadata.version(package).split("+")[0]  # without what it was built for
-    except metadata.PackageNotFoundError:
-        from flap_nvflare import __version__
-
-        return __version__ if package == "flap_nvflare" else "any"
+    if package == "flap_nvflare":  # perhaps run from its sources
+        return __version__
+    return metadata.version(package).split("+")[0]  # without what it was built for
 
 
 def _write_docs(folder: Path, trained: Trained, window: Window, window_note: str) -> None:
