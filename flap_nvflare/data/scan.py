@@ -12,6 +12,7 @@ takes 2 bytes a voxel for CT (315 MB for 600 slices of 512 x 512). Only slabs be
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
-from nibabel.volumeutils import apply_read_scaling
+from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from flap_nvflare.data.errors import DataError
 
@@ -104,9 +105,8 @@ def open_scan(path: Path) -> Scan:
     """
     image = open_image(path)
     try:
-        proxy = image.dataobj
-        stored = np.asanyarray(proxy.get_unscaled())
-        slope, intercept = float(proxy.slope), float(proxy.inter)
+        stored = _stored(path, image.dataobj)
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
     except (*_BROKEN, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); copy the file again") from error
     if stored.dtype.kind not in _NUMBERS:
@@ -191,6 +191,23 @@ def mask_image(mask: np.ndarray, scan: Scan) -> Any:
     header["descrip"] = header["aux_file"] = header["intent_name"] = b""
     header.extensions.clear()
     return image
+
+
+def _stored(path: Path, proxy: Any) -> np.ndarray:
+    """The voxels as stored: mapped, or of a compressed file decompressed.
+
+    A compressed file is read to its end, where the checksum of its content stands. nibabel stops
+    at the last voxel, so that a damaged byte would be taken for a grey value.
+    """
+    if not path.name.endswith(".gz"):
+        return np.asanyarray(proxy.get_unscaled())
+    with gzip.open(path) as file:
+        stored: np.ndarray = array_from_file(
+            proxy.shape, proxy.dtype, file, proxy.offset, proxy.order
+        )
+        while file.read(1 << 20):
+            pass
+    return stored
 
 
 def _check_affine(path: Path, image: Any) -> None:

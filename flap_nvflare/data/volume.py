@@ -13,7 +13,7 @@ import numpy as np
 
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import Case
-from flap_nvflare.data.scan import Scan, check_values, mask_image, open_image, open_scan
+from flap_nvflare.data.scan import Scan, check_values, open_image, open_scan
 
 # Two grids are one if no corner lies further apart than this share of the smallest voxel side.
 _GRID_TOLERANCE = 0.1
@@ -68,21 +68,6 @@ def orientation(case: Case) -> str:
         DataError: as `load_volume` does about the header.
     """
     return "".join(nib.aff2axcodes(open_image(case.image).affine))
-
-
-def write_mask(path: Path | str, mask: np.ndarray, case: Case) -> Path:
-    """Writes a mask in `Volume` order as NIfTI on the grid of the case's scan.
-
-    Args:
-        path: file to write, `.nii` or `.nii.gz`.
-        mask: (S, H, W) class indices.
-        case: the case whose scan gives order of axes and affine.
-
-    Raises:
-        DataError: if the scan cannot be read or has another shape.
-    """
-    nib.save(mask_image(mask, open_scan(case.image)), path)
-    return Path(path)
 
 
 def _check_same_grid(case: Case, scan: Scan, mask: Scan) -> None:
