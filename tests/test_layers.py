@@ -15,7 +15,9 @@ ALLOWED = {
     "adapter": {"torch"},
     "training": {"torch", "monai", "ignite", "data", "sam", "adapter"},
     "aggregation": {"torch", "adapter"},
-    "bundle": {"torch", "monai", "sam", "training", "data", "adapter", "aggregation"},
+    "bundle": {
+        "torch", "monai", "ignite", "nibabel", "sam", "training", "data", "adapter", "aggregation",
+    },
     "prediction": {"torch", "monai", "nibabel", "sam", "data", "training", "bundle"},
     "evaluation": {
         "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",

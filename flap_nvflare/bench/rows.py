@@ -152,6 +152,43 @@ def inference(setting: Setting) -> list[Row]:
     return rows
 
 
+def merged(setting: Setting) -> list[Row]:
+    """The merged network against base and adapter: a batch's seconds and peak of memory."""
+    from flap_nvflare.bench.merged import WAYS, make_prediction, peak
+
+    rows = []
+    for size in setting.sizes:
+        for way in ("fp32", *(["bf16"] if setting.bf16 else [])):
+            rest = (size, setting.batch, way == "bf16", setting.device)
+            made = {name: make_prediction(name, *rest) for name in WAYS}
+            found = in_turn(made, setting.repeats, setting.device)
+            del made
+            gc.collect()
+            peaks = {name: _alone(setting, peak, name, *rest) / 2**20 for name in WAYS}
+            note = f"{size} px, {way}: merged / base and adapter, a batch"
+            rows += [
+                speed(f"merged_inference_{size}_{way}", found["merged"], found["adapter"], note),
+                share(
+                    f"merged_memory_{size}_{way}",
+                    peaks["merged"],
+                    peaks["adapter"],
+                    "MiB",
+                    f"{note}, above the network",
+                ),
+            ]
+    return rows
+
+
+def merged_dice(setting: Setting) -> list[Row]:
+    """Dice of both on the demo's test cases, and the voxels in which they differ."""
+    from flap_nvflare.bench.merged import demo_scores
+
+    found = demo_scores()
+    note = f"demo, site A: merged / base and adapter; {found.different} of {found.voxels:,} voxels"
+    dice = found.dice
+    return [share("merged_dice", dice["merged"], dice["adapter"], "Dice", f"{note} differ")]
+
+
 def largest_batches(setting: Setting) -> list[Row]:
     """The largest batch on a GPU of 8 GB by calculation: plain, and with checkpointing."""
     from flap_nvflare.sam.memory import largest_batch
@@ -191,16 +228,20 @@ def aggregation(setting: Setting) -> list[Row]:
 
 
 def _peak(way: str, size: int, setting: Setting) -> float:
+    return _alone(setting, _peak_here, way, size, setting.batch, setting.device)
+
+
+def _peak_here(way: str, size: int, batch: int, device: torch.device) -> float:
+    return peak_bytes(steps.make_step(way, size, batch, device), device)
+
+
+def _alone(setting: Setting, measure: Callable[..., float], *arguments: object) -> float:
+    """A peak of memory, on a CPU in a process of its own."""
     if setting.device.type == "cuda":
-        return peak_bytes(steps.make_step(way, size, setting.batch, setting.device), setting.device)
+        return measure(*arguments)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(_peak_here, way, size, setting.batch).result()
-
-
-def _peak_here(way: str, size: int, batch: int) -> float:
-    device = torch.device("cpu")
-    return peak_bytes(steps.make_step(way, size, batch, device), device)
+        return process.submit(measure, *arguments).result()
 
 
 GROUPS: Mapping[str, Callable[[Setting], list[Row]]] = MappingProxyType(
@@ -211,6 +252,8 @@ GROUPS: Mapping[str, Callable[[Setting], list[Row]]] = MappingProxyType(
         "memory": memory,
         "prefix": prefix,
         "inference": inference,
+        "merged": merged,
+        "merged_dice": merged_dice,
         "largest_batches": largest_batches,
         "aggregation": aggregation,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flap_nvflare.adapter.update import load_update, save_update
-from flap_nvflare.bundle.trained import SETTINGS
+from flap_nvflare.bundle.trained import SETTINGS, put_on
 from flap_nvflare.settings import SettingsError
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.work import Progress, SiteWork
@@ -132,7 +132,7 @@ class Alone:
                     f"{path} was made with {name} {getattr(spec, name)!r}, this run has "
                     f"{getattr(own, name)!r}; give the settings it was made with"
                 )
-        self.work.load_adapter(tensors)
+        put_on(self.work.network, self.work.federation, path, tensors)
         return dict(extra)
 
     def _save(self, name: str, index: int) -> None:

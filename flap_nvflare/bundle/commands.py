@@ -1,17 +1,72 @@
-"""The group `flap-nvflare export`: a trained adapter in the layout of other programs."""
+"""The commands `flap-nvflare export ...`: a trained adapter in the formats of others."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 from flap_nvflare.bundle.peft_commands import add_peft
 
-LAYOUTS = (add_peft,)
-
 
 def add_export(commands: argparse._SubParsersAction) -> None:
-    """Adds the group `export`, one subcommand a layout."""
-    group = commands.add_parser("export", help="a trained adapter for other programs")
-    parts = group.add_subparsers(dest="part", required=True, metavar="LAYOUT")
-    for add in LAYOUTS:
+    """Adds the group `export`."""
+    group = commands.add_parser("export", help="write a trained adapter in another format")
+    parts = group.add_subparsers(dest="part", required=True, metavar="FORMAT")
+    for add in _FORMATS:
         add(parts)
+
+
+def _add_bundle(parts: argparse._SubParsersAction) -> None:
+    command = parts.add_parser(
+        "bundle", help="a MONAI Bundle as in the model zoo, with merged weights"
+    )
+    command.add_argument("out", type=Path, help="folder to write, which must not exist yet")
+    command.add_argument(
+        "--adapter", type=Path, required=True, metavar="FILE_OR_RUN",
+        help="an adapter's file, or the folder of a run, whose best adapter is taken",
+    )  # fmt: skip
+    command.add_argument(
+        "--checkpoint", default="", metavar="SAM.pth", help="SAM's weights, unless it is ViT-T"
+    )
+    window = command.add_mutually_exclusive_group()
+    window.add_argument(
+        "--window", type=float, nargs=4, metavar=("LOW", "HIGH", "MEAN", "STD"),
+        help="grey window of inference in HU; default: the means over Fed-KiTS2019's six sites",
+    )  # fmt: skip
+    window.add_argument(
+        "--site", choices=tuple("ABCDEF"), help="the published window of a site of Fed-KiTS2019"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(run=_bundle)
+
+
+def _bundle(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from flap_nvflare.bundle.export import default_window, write_bundle
+    from flap_nvflare.bundle.trained import load_trained
+    from flap_nvflare.data.window import KITS_WINDOWS, Window
+
+    with Console(stderr=True).status("Merging the adapter into its base"):
+        trained = load_trained(parsed.adapter, parsed.checkpoint)
+        if parsed.window is not None:
+            window, note = Window(*parsed.window), "as given to the export"
+        elif parsed.site is not None:
+            window = KITS_WINDOWS[parsed.site]
+            note = f"the published window of site {parsed.site} of Fed-KiTS2019"
+        else:
+            window, note = default_window(trained.federation.class_names)
+        write_bundle(parsed.out, trained, window, note)
+    files = sorted(path for path in parsed.out.rglob("*") if path.is_file())
+    if parsed.json:
+        sizes = {path.relative_to(parsed.out).as_posix(): path.stat().st_size for path in files}
+        print(json.dumps({"bundle": str(parsed.out), "window": note, "bytes": sizes}, indent=2))
+        return
+    print(f"MONAI Bundle in {parsed.out}; its commands: {parsed.out / 'docs' / 'README.md'}")
+    print(f"Grey window: {window.low:g} {window.high:g} {window.mean:g} {window.std:g} HU, {note}")
+
+
+# One line a format.
+_FORMATS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (_add_bundle, add_peft)

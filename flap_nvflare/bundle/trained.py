@@ -98,7 +98,7 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
             f"{base_of(federation, site)} has {network.base_sha256}; give the right file of "
             "weights"
         )
-    _put_on(network, federation, file, tensors)
+    put_on(network, federation, file, tensors)
     return Trained(network.eval(), federation, spec, file, said)
 
 
@@ -109,10 +109,16 @@ def _said(file: Path, extra: Mapping[str, str]) -> dict[str, Any]:
         raise UpdateError(f"{file}: a value in its metadata is no JSON ({error})") from error
 
 
-def _put_on(
+def put_on(
     network: Network, federation: Federation, file: Path, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts every tensor of the file in its place.
+    """Puts every tensor of an adapter's file in its place, a change of the base included.
+
+    Args:
+        network: built with the settings.
+        federation: the settings that the file was made with.
+        file: named in errors.
+        tensors: what the file holds.
 
     Raises:
         UpdateError: if one has no place or another shape, or one that is trained is missing.

@@ -55,6 +55,14 @@ KITS_WINDOWS = {
     "F": Window(-82.0, 288.0, 105.3, 76.5),
 }
 
+# For a scan of a site whose window is not known: the means over those sites.
+MEAN_KITS_WINDOW = Window(
+    *(
+        round(sum(getattr(one, name) for one in KITS_WINDOWS.values()) / len(KITS_WINDOWS), 1)
+        for name in ("low", "high", "mean", "std")
+    )
+)
+
 
 def foreground_window(volumes: Iterable[Volume]) -> Window:
     """The window of a site from its training cases.

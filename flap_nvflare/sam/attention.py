@@ -75,6 +75,8 @@ class EncoderAttention(nn.Module):
 
         Gathered once for each dtype and each state of the tables, anew if they are trained.
         """
+        if exporting():  # what is kept would stand in the file as constants
+            return self._gather(height, width, dtype)
         tables = (self.rel_pos_h, self.rel_pos_w)
         trained = any(table.requires_grad for table in tables) and torch.is_grad_enabled()
         key = (height, width, dtype, *((id(t), t._version, t.device) for t in tables))
@@ -96,6 +98,8 @@ class EncoderAttention(nn.Module):
         )
 
     def _chunked(self, x: Tensor) -> bool:
+        if exporting():  # chunks would be unrolled
+            return False
         trained = any(p.requires_grad for p in (self.rel_pos_h, self.rel_pos_w, self.qkv.bias))
         if self.kernel == "auto":
             return x.device.type == "cpu" and not trained and not torch.compiler.is_compiling()
@@ -105,6 +109,11 @@ class EncoderAttention(nn.Module):
                 "take 'auto' or 'fused' where they train"
             )
         return self.kernel == "chunked"
+
+
+def exporting() -> bool:
+    """Whether torch is writing the network down, as TorchScript or as a graph (ONNX)."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def fused_attention(qkv: Tensor, pad: Tensor, rows: Tensor, columns: Tensor, hot: Tensor) -> Tensor:
@@ -282,7 +291,7 @@ def _chunks(shape: torch.Size, height: int, width: int) -> Iterator[_Chunk]:
 
 
 def _folded_key(k: Tensor, hot: Tensor) -> Tensor:
-    return torch.cat([k, hot.expand(len(k), -1, -1)], dim=-1)
+    return torch.cat([k, hot.expand(k.shape[0], -1, -1)], dim=-1)
 
 
 def _folded_query(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

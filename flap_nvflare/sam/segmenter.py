@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from flap_nvflare.sam import tuning
+from flap_nvflare.sam.attention import exporting
 from flap_nvflare.sam.backbone import (
     Architecture,
     architecture,
@@ -116,7 +117,8 @@ class Segmenter(Network):
             embedding = self.image_encoder(self._checked(image))
         with torch.no_grad():  # without prompts a constant, too
             dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        sparse = embedding.new_zeros(len(image), 0, embedding.shape[1])
+        # Of the shape and not of len(): a traced network takes any number of images.
+        sparse = embedding.new_zeros(embedding.shape[0], 0, embedding.shape[1])
         masks, _, _ = decode(self.mask_decoder, embedding, self._place(), sparse, dense)
         return masks.float()
 
@@ -130,6 +132,8 @@ class Segmenter(Network):
 
     def _place(self) -> Tensor:
         """The dense positional encoding, (1, dim, grid, grid): made once."""
+        if exporting():
+            return cast(Tensor, self.prompt_encoder.get_dense_pe())
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         key = (id(matrix), matrix._version, matrix.device, matrix.dtype)
         if self._positions is None or self._positions[0] != key:

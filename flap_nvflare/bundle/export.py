@@ -1,0 +1,216 @@
+"""Writes a trained adapter as a MONAI Bundle in the layout of the model zoo.
+
+The configs are this package's own, with the adapter's settings put in; the weights are merged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from flap_nvflare import __version__
+from flap_nvflare.bundle.trained import Trained
+from flap_nvflare.bundle.workflow import CONFIGS, METADATA
+from flap_nvflare.data.window import MEAN_KITS_WINDOW, Window
+from flap_nvflare.sam.merged import merged_state
+from flap_nvflare.sam.tuning import METHODS
+from flap_nvflare.settings import SettingsError
+
+DOCS = Path(__file__).parent / "docs"
+KITS_CLASSES = ("kidney", "tumour")
+DEFAULT_NOTE = "the means over the published windows of Fed-KiTS2019's six sites"
+_AS_THEY_ARE = ("multi_gpu_train.yaml", "logging.conf")
+_WINDOW = ("low", "high", "mean", "std")
+_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
+_RUN = "run.json"
+
+
+def default_window(class_names: tuple[str, ...]) -> tuple[Window, str]:
+    """The window of a bundle when none is named, and what it is.
+
+    Raises:
+        SettingsError: if the classes are not those of KiTS19.
+    """
+    if class_names != KITS_CLASSES:
+        raise SettingsError(
+            f"the adapter's classes are {class_names}, for which no grey window is known; give "
+            "--window LOW HIGH MEAN STD in HU"
+        )
+    return MEAN_KITS_WINDOW, DEFAULT_NOTE
+
+
+def write_bundle(out: Path, trained: Trained, window: Window, window_note: str) -> None:
+    """Writes the bundle, whole or not at all.
+
+    Args:
+        out: folder that does not exist yet, or is empty.
+        trained: the network with its adapter.
+        window: the grey window of its inference.
+        window_note: what that window is.
+
+    Raises:
+        SettingsError: if `out` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"{out}: exists already; name a folder that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
+        folder = Path(parent) / "bundle"
+        for name in ("configs", "docs", "models"):
+            (folder / name).mkdir(parents=True)
+        _write_weights(folder / "models", trained)
+        _write_configs(folder / "configs", trained, window)
+        _write_docs(folder, trained, window, window_note)
+        folder.replace(out)
+
+
+def _write_weights(folder: Path, trained: Trained) -> None:
+    state = merged_state(trained.network)
+    torch.save(state, folder / "model.pt")
+    (folder / "model.safetensors").write_bytes(save(state))
+    shutil.copyfile(trained.file, folder / "adapter.safetensors")
+
+
+def _write_configs(folder: Path, trained: Trained, window: Window) -> None:
+    for name in _AS_THEY_ARE:
+        shutil.copyfile(CONFIGS / name, folder / name)
+    federation = trained.federation
+    settings = federation.to_dict()
+    train = (CONFIGS / "train.yaml").read_text(encoding="utf-8")
+    passed = set(yaml.safe_load(train)["federation"]) & set(settings)
+    values = {name: settings[name] for name in sorted(passed)}
+    values |= {"profile": "demo", "checkpoint_sha256": trained.spec.base_sha256}
+    texts = {
+        "train.yaml": filled(train, values),
+        "evaluate.yaml": filled(
+            (CONFIGS / "evaluate.yaml").read_text(encoding="utf-8"),
+            {"adapter_file": "$@bundle_root + '/models/adapter.safetensors'"},
+        ),
+        "inference.yaml": filled(
+            (CONFIGS / "inference.yaml").read_text(encoding="utf-8"),
+            {
+                **{name: settings[name] for name in ("arch", "image_size", "channels")},
+                "classes": federation.classes,
+                **{f"window_{name}": getattr(window, name) for name in _WINDOW},
+            },
+        ),
+        "metadata.json": json.dumps(described(trained, window), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """A config's text with other values in its top-level lines; comments stay.
+
+    Raises:
+        KeyError: if a name has no line of its own.
+    """
+    for name, value in values.items():
+        listed = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+        line = f"{name}: {listed[1:-1]}"
+        found = list(re.finditer(rf"^{name}: [^#\n]*?( *#.*)?$", text, re.MULTILINE))
+        if len(found) != 1:
+            raise KeyError(f"{name} has {len(found)} lines in the config")
+        text = text[: found[0].start()] + line + (found[0][1] or "") + text[found[0].end() :]
+    return text
+
+
+def described(trained: Trained, window: Window) -> dict[str, Any]:
+    """The bundle's metadata.json."""
+    federation = trained.federation
+    size = [federation.image_size] * 2
+    values: dict[str, Any] = json.loads(METADATA.read_text(encoding="utf-8"))
+    values |= {f"{name}_version": _version(package) for name, package in _VERSIONS.items()}
+    values["required_packages_version"] = {
+        name: _version(name) for name in values["required_packages_version"]
+    }
+    values["task"] = (
+        f"Segmentation of {' and '.join(federation.class_names)} in CT by a fine-tuned Segment "
+        "Anything Model"
+    )
+    values["description"] = (
+        f"A Segment Anything Model ({federation.arch}) on axial slices, fine-tuned by method "
+        f"{federation.method}, adapters merged into its weights, with a mask for each of "
+        f"{federation.classes} classes in place of prompts."
+    )
+    values["data_source"] = data_of(trained)
+    values["eval_metrics"] = {"validation_mean_dice": trained.extra.get("score")}
+    formats = values["network_data_format"]
+    low, high = ((edge - window.mean) / window.std for edge in (window.low, window.high))
+    formats["inputs"]["image"] |= {
+        "spatial_shape": size,
+        "value_range": [round(low, 4), round(high, 4)],
+        "channel_def": dict(zip("012", _channels(federation.channels), strict=True)),
+    }
+    formats["outputs"]["pred"] |= {
+        "num_channels": federation.classes + 1,
+        "spatial_shape": size,
+        "channel_def": {
+            str(index): name for index, name in enumerate(("background", *federation.class_names))
+        },
+    }
+    return values
+
+
+def data_of(trained: Trained) -> str:
+    """What the adapter was trained on, as the description of its run says."""
+    run = trained.file.parent / _RUN
+    said = str(json.loads(run.read_text(encoding="utf-8")).get("data")) if run.is_file() else ""
+    return {
+        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, no patient's data",
+        "sites' own": "scans of the sites of a federation, which stay with them",
+    }.get(said, "not stated by the adapter's file")
+
+
+def _channels(channels: str) -> tuple[str, str, str]:
+    if channels == "neighbours":
+        return "the slice before", "the slice", "the slice after"
+    return "the slice", "the slice", "the slice"
+
+
+def _version(package: str) -> str:
+    if package == "flap_nvflare":  # perhaps run from its sources
+        return __version__
+    return metadata.version(package).split("+")[0]  # without what it was built for
+
+
+def _write_docs(folder: Path, trained: Trained, window: Window, window_note: str) -> None:
+    shutil.copyfile(DOCS / "LICENSE", folder / "LICENSE")
+    federation, data = trained.federation, data_of(trained)
+    names = ("background", *federation.class_names)
+    score = trained.extra.get("score")
+    values = {
+        **{name: getattr(federation, name) for name in ("arch", "image_size", "method", "rule")},
+        "class_list": " and ".join(federation.class_names),
+        "rank": federation.rank if METHODS[federation.method].lora else "none",
+        "data": data,
+        "base_sha256": trained.spec.base_sha256,
+        "base_note": " (random weights)" if federation.base == "random" else "",
+        "channels": ", ".join(_channels(federation.channels)),
+        **{name: f"{getattr(window, name):g}" for name in _WINDOW},
+        "window_note": window_note,
+        "channel_count": len(names),
+        "channel_list": ", ".join(f"{index} {name}" for index, name in enumerate(names)),
+        "performance": "Not stated by the adapter's file: evaluate it on your own test cases."
+        if score is None
+        else f"Mean Dice over the validation cases of the sites: {score:.3f} ({data}). No figure "
+        "of test cases is part of the file.",
+        "checkpoint_note": ""
+        if federation.arch == "vit_t" or federation.base == "random"
+        else " (set FLAP_SAM_CHECKPOINT to the file of SAM's weights, or give --checkpoint FILE)",
+    }
+    for name in ("README.md", "data_license.txt"):
+        text = Template((DOCS / name).read_text(encoding="utf-8")).substitute(values)
+        (folder / "docs" / name).write_text(text, encoding="utf-8")
