@@ -70,6 +70,7 @@ def demo_scores() -> Scores:
 
 def scores(federation: Federation, site: Site) -> Scores:
     """Trains the site's rounds and scores its test cases with both networks."""
+    from flap_nvflare.bundle.trained import sam_only
     from flap_nvflare.bundle.workflow import build_work
     from flap_nvflare.training.metrics import score_case
     from flap_nvflare.training.scores import SiteScore
@@ -77,7 +78,8 @@ def scores(federation: Federation, site: Site) -> Scores:
     work = build_work(federation, site)
     for index in range(federation.rounds):
         work.train(index)
-    networks = {"merged": merge(work.network), "adapter": work.network.eval()}
+    adapted = sam_only(work.network.eval(), "bench")
+    networks = {"merged": merge(adapted), "adapter": adapted}
     found: dict[str, list[CaseScore]] = {way: [] for way in WAYS}
     voxels = different = 0
     for case in work.data.prepared("test"):

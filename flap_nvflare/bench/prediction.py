@@ -133,7 +133,7 @@ def measure(network: str, way: str, path: Path) -> Figures:
     from flap_nvflare.prediction.predictor import Predictor
 
     trained, window = trained_of(network), mean_window()
-    settings, model = trained.federation, trained.network
+    settings, model = trained.federation, trained.segmenter
     if way == "paper's way":
         model = straightforward(model, settings.arch, settings.method, settings.rank).eval()
     else:

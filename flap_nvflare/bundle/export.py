@@ -76,7 +76,7 @@ def write_bundle(out: Path, trained: Trained, window: Window, window_note: str) 
 
 
 def _write_weights(folder: Path, trained: Trained) -> None:
-    state = merged_state(trained.network)
+    state = merged_state(trained.segmenter)
     torch.save(state, folder / "model.pt")
     (folder / "model.safetensors").write_bytes(save(state))
     shutil.copyfile(trained.file, folder / "adapter.safetensors")

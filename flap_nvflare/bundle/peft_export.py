@@ -115,9 +115,9 @@ def export_peft(trained: Trained, folder: Path | str, base_model: str = "") -> E
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PeftError(f"{folder}: holds something already; name a new folder")
-    tensors, config = to_peft(_products(trained.network))
+    tensors, config = to_peft(_products(trained.segmenter))
     config["base_model_name_or_path"] = base_model or None
-    head = _head(trained.network, method)
+    head = _head(trained.segmenter, method)
     whole, spec, extra = load_update(trained.file)
     extra |= {ADAPTER: json.dumps(spec.to_dict()), ADAPTER_SHA256: content_sha256(whole)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from flap_nvflare.aggregation.cut import cut_stack
 from flap_nvflare.aggregation.products import Factors
 from flap_nvflare.bundle.builders import make_network, make_parts
 from flap_nvflare.bundle.peft_export import ADAPTER, ADAPTER_SHA256, HEAD_FILE
-from flap_nvflare.bundle.trained import SETTINGS
+from flap_nvflare.bundle.trained import SETTINGS, sam_only
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
 from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
@@ -191,7 +191,7 @@ def _network(settings: Federation, checkpoint: Path | str, sha256: str, folder: 
             f"{checkpoint or settings.base} has {network.base_sha256}; give the right file of "
             "weights"
         )
-    return network
+    return sam_only(network, folder)
 
 
 def _take_head(network: Segmenter, head: Mapping[str, Tensor], folder: Path) -> None:

@@ -19,10 +19,11 @@ from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update
 from flap_nvflare.bundle.builders import base_of, bundle_file, make_network, make_parts
 from flap_nvflare.sam import tuning
-from flap_nvflare.settings import Federation, OtherBaseError, Site
+from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.network import Network
+    from flap_nvflare.sam.segmenter import Segmenter
 
 SETTINGS = "federation"  # key of the settings in an adapter file's metadata
 BEST_FILE = "adapter_best.safetensors"
@@ -45,6 +46,28 @@ class Trained:
     spec: UpdateSpec
     file: Path
     extra: dict[str, Any]
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The network, for what knows only SAM.
+
+        Raises:
+            SettingsError: if it is a site's own network.
+        """
+        return sam_only(self.network, self.file)
+
+
+def sam_only(network: Network, file: Path | str) -> Segmenter:
+    """The network itself.
+
+    Raises:
+        SettingsError: if it is no SAM; `file` is what it belongs to.
+    """
+    from flap_nvflare.sam.segmenter import Segmenter
+
+    if not isinstance(network, Segmenter):
+        raise SettingsError(f"{file}: is of a network of one's own; only SAM's can be written so")
+    return network
 
 
 def adapter_file(path: Path | str) -> Path:

@@ -211,7 +211,7 @@ def test_the_last_round_leaves_the_adapters_of_the_sites_that_count(tmp_path: Pa
     saved = server.job.folder.load("sites/B", SPEC)
     assert saved.tensors.keys() == tensors(ord("B")).keys()
     assert all(torch.equal(saved.tensors[name], one) for name, one in tensors(ord("B")).items())
-    assert saved.extra == {"round": 1}
+    assert saved.extra == {"round": 1, "federation": server.job.federation.to_dict()}
 
 
 def test_before_the_last_round_no_sites_adapter_is_written(tmp_path: Path) -> None:
