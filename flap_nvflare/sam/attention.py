@@ -42,7 +42,8 @@ class EncoderAttention(nn.Module):
         window: side of the windows in tokens; 0 attends over the whole grid.
 
     Attributes:
-        kernel: `fused`, `chunked`, or `auto`: chunked on a CPU while the tables are frozen.
+        kernel: `fused`, `chunked`, or `auto`: chunked on a CPU while the tables are frozen. What
+            is exported is always `fused`.
         keep_scores: whether `chunked` keeps its softmax for the backward pass, or makes it anew.
     """
 

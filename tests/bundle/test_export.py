@@ -34,11 +34,7 @@ from flap_nvflare.training.work import SiteWork
 
 SCHEMA = Path(__file__).parent / "metadata_schema.json"
 ROOT = Path(__file__).parents[2]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    # MONAI asks for a logging file relative to the folder; its handlers outlive a test.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
 @pytest.fixture(scope="module")
