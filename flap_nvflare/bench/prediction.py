@@ -129,10 +129,10 @@ def measure(network: str, way: str, path: Path) -> Figures:
     """Predicts the scan in one way, in this process, on the CPU."""
     from flap_nvflare.bench.reference import straightforward
     from flap_nvflare.data.scan import open_scan
-    from flap_nvflare.prediction.grey import mean_window
+    from flap_nvflare.data.window import MEAN_KITS_WINDOW
     from flap_nvflare.prediction.predictor import Predictor
 
-    trained, window = trained_of(network), mean_window()
+    trained, window = trained_of(network), MEAN_KITS_WINDOW
     settings, model = trained.federation, trained.segmenter
     if way == "paper's way":
         model = straightforward(model, settings.arch, settings.method, settings.rank).eval()

@@ -18,6 +18,20 @@ def add_export(commands: argparse._SubParsersAction) -> None:
         add(parts)
 
 
+def add_window_options(command: argparse.ArgumentParser) -> None:
+    """Adds what `grey.choose_window` reads: `--window`, `--site`, `--data-root`."""
+    grey = command.add_argument_group(
+        "grey values", "without any, for kidney and tumour the mean over the sites of Fed-KiTS2019"
+    )
+    grey.add_argument(
+        "--window", type=float, nargs=4, metavar=("LOW", "HIGH", "MEAN", "STD"), help="in HU"
+    )
+    grey.add_argument("--site", default="", help="a site of Fed-KiTS2019, or of --data-root")
+    grey.add_argument(
+        "--data-root", type=Path, metavar="FOLDER", help="read them off a site's training cases"
+    )
+
+
 def _add_bundle(parts: argparse._SubParsersAction) -> None:
     command = parts.add_parser(
         "bundle", help="a MONAI Bundle as in the model zoo, with merged weights"
@@ -30,14 +44,7 @@ def _add_bundle(parts: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--checkpoint", default="", metavar="SAM.pth", help="SAM's weights, unless it is ViT-T"
     )
-    window = command.add_mutually_exclusive_group()
-    window.add_argument(
-        "--window", type=float, nargs=4, metavar=("LOW", "HIGH", "MEAN", "STD"),
-        help="grey window of inference in HU; default: the means over Fed-KiTS2019's six sites",
-    )  # fmt: skip
-    window.add_argument(
-        "--site", choices=tuple("ABCDEF"), help="the published window of a site of Fed-KiTS2019"
-    )
+    add_window_options(command)
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.set_defaults(run=_bundle)
 
@@ -45,19 +52,15 @@ def _add_bundle(parts: argparse._SubParsersAction) -> None:
 def _bundle(parsed: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from flap_nvflare.bundle.export import default_window, write_bundle
+    from flap_nvflare.bundle.export import write_bundle
+    from flap_nvflare.bundle.grey import choose_window
     from flap_nvflare.bundle.trained import load_trained
-    from flap_nvflare.data.window import KITS_WINDOWS, Window
 
     with Console(stderr=True).status("Merging the adapter into its base"):
         trained = load_trained(parsed.adapter, parsed.checkpoint)
-        if parsed.window is not None:
-            window, note = Window(*parsed.window), "as given to the export"
-        elif parsed.site is not None:
-            window = KITS_WINDOWS[parsed.site]
-            note = f"the published window of site {parsed.site} of Fed-KiTS2019"
-        else:
-            window, note = default_window(trained.federation.class_names)
+        window, note = choose_window(
+            trained.federation, parsed.window, parsed.site, parsed.data_root
+        )
         write_bundle(parsed.out, trained, window, note)
     files = sorted(path for path in parsed.out.rglob("*") if path.is_file())
     if parsed.json:

@@ -22,32 +22,16 @@ from safetensors.torch import save
 from flap_nvflare import __version__
 from flap_nvflare.bundle.trained import Trained
 from flap_nvflare.bundle.workflow import CONFIGS, METADATA
-from flap_nvflare.data.window import MEAN_KITS_WINDOW, Window
+from flap_nvflare.data.window import Window
 from flap_nvflare.sam.merged import merged_state
 from flap_nvflare.sam.tuning import METHODS
 from flap_nvflare.settings import SettingsError
 
 DOCS = Path(__file__).parent / "docs"
-KITS_CLASSES = ("kidney", "tumour")
-DEFAULT_NOTE = "the means over the published windows of Fed-KiTS2019's six sites"
 _AS_THEY_ARE = ("multi_gpu_train.yaml", "logging.conf")
 _WINDOW = ("low", "high", "mean", "std")
 _VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 _RUN = "run.json"
-
-
-def default_window(class_names: tuple[str, ...]) -> tuple[Window, str]:
-    """The window of a bundle when none is named, and what it is.
-
-    Raises:
-        SettingsError: if the classes are not those of KiTS19.
-    """
-    if class_names != KITS_CLASSES:
-        raise SettingsError(
-            f"the adapter's classes are {class_names}, for which no grey window is known; give "
-            "--window LOW HIGH MEAN STD in HU"
-        )
-    return MEAN_KITS_WINDOW, DEFAULT_NOTE
 
 
 def write_bundle(out: Path, trained: Trained, window: Window, window_note: str) -> None:

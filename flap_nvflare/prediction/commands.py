@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def add_predict(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
+    from flap_nvflare.bundle.commands import add_window_options
+
     command = commands.add_parser(
         "predict", help="masks of scans, from the adapter of a federated run"
     )
@@ -46,16 +48,7 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
         metavar="SLICES",
         help="at once; as in training if not given",
     )
-    grey = command.add_argument_group(
-        "grey values", "without any, for kidney and tumour the mean over the sites of Fed-KiTS2019"
-    )
-    grey.add_argument(
-        "--window", type=float, nargs=4, metavar=("LOW", "HIGH", "MEAN", "STD"), help="in HU"
-    )
-    grey.add_argument("--site", default="", help="a site of Fed-KiTS2019, or of --data-root")
-    grey.add_argument(
-        "--data-root", type=Path, metavar="FOLDER", help="read them off a site's training cases"
-    )
+    add_window_options(command)
     command.add_argument("--series", default="", metavar="UID", help="one of several DICOM series")
     command.add_argument(
         "--overlays", action="store_true", help="three slices as PNG beside a mask"
@@ -66,9 +59,9 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
+    from flap_nvflare.bundle.grey import choose_window
     from flap_nvflare.bundle.trained import load_trained
     from flap_nvflare.prediction.cases import Cases, require_writable
-    from flap_nvflare.prediction.grey import choose_window
     from flap_nvflare.prediction.inputs import find_inputs
     from flap_nvflare.prediction.predictor import Predictor
     from flap_nvflare.sam.checkpoint import file_sha256

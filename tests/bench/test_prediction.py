@@ -10,20 +10,20 @@ import torch
 from flap_nvflare.bench import prediction
 from flap_nvflare.bench.prediction import Figures, by_stacks, measure, table, trained_of, write_scan
 from flap_nvflare.data.scan import open_scan
-from flap_nvflare.prediction.grey import mean_window
+from flap_nvflare.data.window import MEAN_KITS_WINDOW
 from flap_nvflare.prediction.predictor import Predictor
 
 
 def test_stacks_of_five_give_the_same_mask_for_five_times_the_work(tmp_path: Path) -> None:
     scan = open_scan(write_scan(tmp_path / "scan.nii.gz", 7, 48))
     trained = trained_of("vit_t")
-    predictor = Predictor(trained, mean_window(), "cpu")
+    predictor = Predictor(trained, MEAN_KITS_WINDOW, "cpu")
     images: list[int] = []
     trained.network.register_forward_pre_hook(lambda module, given: images.append(len(given[0])))
     once = predictor.mask(scan)
     assert sum(images) == 7
     images.clear()
-    stacks = by_stacks(trained.network, trained.federation, mean_window(), scan)
+    stacks = by_stacks(trained.network, trained.federation, MEAN_KITS_WINDOW, scan)
     assert sum(images) == 5 * 7
     assert np.array_equal(once, stacks)
     assert len(np.unique(once)) > 1

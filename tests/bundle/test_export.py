@@ -300,7 +300,7 @@ def test_what_cannot_be_exported_is_one_line(
     for arguments, match in (
         ([str(tmp_path / "full"), "--adapter", str(run_folder)], "exists already"),
         ([str(tmp_path / "a"), "--adapter", str(tmp_path / "none")], "there is no such adapter"),
-        ([str(tmp_path / "a"), "--adapter", str(other)], "no grey window is known"),
+        ([str(tmp_path / "a"), "--adapter", str(other)], "have no usual grey values"),
         ([str(tmp_path / "a"), "--adapter", str(run_folder), "--window", "5", "1", "0", "1"],
          "cannot be used"),
     ):  # fmt: skip
@@ -315,7 +315,7 @@ def test_the_window_is_the_one_asked_for(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more, low, note in (
-        ([], -73.7, "means over the published windows"),
+        ([], -73.7, "mean over the sites of Fed-KiTS2019"),
         (["--site", "B"], -77.0, "site B of Fed-KiTS2019"),
     ):
         out = tmp_path / str(low)

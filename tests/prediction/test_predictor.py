@@ -9,11 +9,11 @@ import pytest
 import torch
 from prediction_run import Run, train
 
+from flap_nvflare.bundle.grey import choose_window
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.scan import Scan, open_scan
 from flap_nvflare.data.window import KITS_WINDOWS
-from flap_nvflare.prediction.grey import choose_window
 from flap_nvflare.prediction.predictor import Predictor
 from flap_nvflare.training import volume_scorer
 

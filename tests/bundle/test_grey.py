@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from prediction_run import Run
 
+from flap_nvflare.bundle.grey import choose_window
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.window import KITS_WINDOWS, Window
-from flap_nvflare.prediction.grey import choose_window
-from flap_nvflare.settings import Federation
+from flap_nvflare.settings import Federation, Site
+from flap_nvflare.training.site_data import SiteData
 
 KIDNEYS = Federation()
 
@@ -35,9 +35,9 @@ def test_other_classes_have_no_default() -> None:
     assert choose_window(prostate, [0, 10, 5, 2])[0] == Window(0, 10, 5, 2)
 
 
-def test_a_sites_own_training_cases(run: Run) -> None:
-    window, why = choose_window(run.work.federation, site="A", data_root=run.scans)
-    assert window == run.work.data.window("A")
+def test_a_sites_own_training_cases(federation: Federation, site: Site) -> None:
+    window, why = choose_window(federation, site="A", data_root=site.data_root)
+    assert window == SiteData(federation, site).window("A")
     assert why == "training cases of site A"
 
 

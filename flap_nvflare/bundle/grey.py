@@ -1,7 +1,7 @@
 """The grey values of a scan that belongs to no site: which window the network sees it through.
 
 In training a site's window comes from its own training cases, and it never leaves the site. So the
-file of an adapter cannot say it, and whoever predicts has to.
+file of an adapter cannot say it, and whoever predicts, or exports what will, has to.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.window import KITS_WINDOWS, Window
+from flap_nvflare.data.window import KITS_WINDOWS, MEAN_KITS_WINDOW, Window
 from flap_nvflare.settings import Federation
 
 OPTIONS = (
@@ -53,16 +51,10 @@ def choose_window(
             )
         return KITS_WINDOWS[site.upper()], f"site {site.upper()} of Fed-KiTS2019"
     if tuple(federation.class_names) == ("kidney", "tumour"):
-        return mean_window(), "mean over the sites of Fed-KiTS2019"
+        return MEAN_KITS_WINDOW, "mean over the sites of Fed-KiTS2019"
     raise DataError(
         f"classes {', '.join(federation.class_names)} have no usual grey values; give {OPTIONS}"
     )
-
-
-def mean_window() -> Window:
-    """Of each of the four numbers the mean over the six sites of Fed-KiTS2019."""
-    rows = [(w.low, w.high, w.mean, w.std) for w in KITS_WINDOWS.values()]
-    return Window(*(float(value) for value in np.mean(rows, axis=0).round(1)))
 
 
 def site_window(federation: Federation, site: str, data_root: Path) -> Window:
