@@ -398,7 +398,7 @@ class Site:
         device: `cpu`, `cuda`, `cuda:1`, or `auto`.
         state_dir: folder for what must outlive a process: optimiser moments, and in `cache` the
             prepared scans.
-        synthetic: whether the scans are the demo's phantoms.
+        synthetic: whether the scans are phantoms of this package.
         data_source: the site's own file of code that lists its scans (`data.source`); None reads
             the layout of KiTS19.
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each

@@ -1,4 +1,4 @@
-"""The commands of the page for hospital IT, typed into one shell as they stand there."""
+"""The commands of a page, typed into one shell as they stand there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ INSTALL = "pip install ./flap_nvflare"
 PORT = "8002"  # the page's
 
 
-def commands() -> list[str]:
-    """The page's commands, in their order."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+def commands(text: str | None = None) -> list[str]:
+    """The commands of a text, in their order; without one of the page for hospital IT."""
+    if text is None:
+        text = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -56,6 +59,40 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+def run_lines(
+    lines: list[str],
+    place: Path,
+    environment: dict[str, str],
+    seconds: float,
+    logs: Callable[[], str] = str,
+) -> list[str]:
+    """Types the lines into one bash in `place`; fails with the output of the first that fails.
+
+    Returns:
+        What each of them printed.
+    """
+    folder = place.parent
+    script = "".join(
+        f"{{ {line}\n}} > {folder}/{number}.txt 2>&1 || exit {number}\n"
+        for number, line in enumerate(lines, start=1)
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=seconds,
+    )
+    paths = [folder / f"{number}.txt" for number in range(1, len(lines) + 1)]
+    said = [
+        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for path in paths
+    ]
+    code = done.returncode
+    assert code == 0, f"command {code}: {lines[code - 1]}\n{said[code - 1]}{logs()}"
+    return said
+
+
 @dataclass
 class Shell:
     """One bash in `folder`; `said` holds what each command printed."""
@@ -77,24 +114,7 @@ class Shell:
 
     def type(self, lines: list[str], seconds: float) -> None:
         """Runs them one after the other; fails with the output of the first that fails."""
-        script = "".join(
-            f"{{ {line}\n}} > {self.folder}/{number}.txt 2>&1 || exit {number}\n"
-            for number, line in enumerate(lines, start=1)
-        )
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=self.place,
-            env=environment(self.folder),
-            stdin=subprocess.DEVNULL,
-            timeout=seconds,
-        )
-        paths = [self.folder / f"{number}.txt" for number in range(1, len(lines) + 1)]
-        self.said = [
-            path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-            for path in paths
-        ]
-        code = done.returncode
-        assert code == 0, f"command {code}: {lines[code - 1]}\n{self.said[code - 1]}{self.logs()}"
+        self.said = run_lines(lines, self.place, environment(self.folder), seconds, self.logs)
 
     def logs(self) -> str:
         logs = sorted(self.place.glob("*.txt"))

@@ -30,7 +30,7 @@ def test_the_table_of_methods_is_what_count_prints() -> None:
 def test_every_file_that_a_page_links_to_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    assert links
+    assert links or path.parent != ROOT
     for link in links:
         name, _, heading = link.partition("#")
         page = path.parent / name if name else path

@@ -148,6 +148,7 @@ class Alone:
         values = {
             "site": self.work.site.name,
             "adapter": adapter,
+            "synthetic": self.work.site.synthetic,
             "federation": self.work.federation.to_dict(),
             "base_sha256": self.work.network.base_sha256,
             **{split: score.to_dict() for split, score in scores.items()},

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flap_nvflare.data.kits import is_synthetic
 from flap_nvflare.settings import (
     BUNDLE_VARIABLE,
     CHECKPOINT_VARIABLE,
@@ -70,6 +71,7 @@ def make_site(
     return Site(
         name=str(name),
         data_root=Path(root),
+        synthetic=is_synthetic(Path(root)),
         checkpoint=str(checkpoint or os.environ.get(CHECKPOINT_VARIABLE, "")),
         checkpoint_sha256=str(checkpoint_sha256),
         bundle=Path(bundle) if bundle is not None else bundle_file(),

@@ -23,11 +23,13 @@ from flap_nvflare.data.errors import DataError
 __all__ = [
     "IMAGE",
     "LABEL",
+    "MANIFEST",
     "TABLE",
     "Case",
     "DataError",
     "ListedCase",
     "SiteCases",
+    "is_synthetic",
     "list_kits",
     "read_kits",
     "site_names",
@@ -39,6 +41,7 @@ IMAGE = "imaging.nii.gz"
 LABEL = "segmentation.nii.gz"
 COLUMNS = ("case_ids", "site_ids", "train_test_split_silo")
 SPLITS = ("train", "test")
+MANIFEST = "PHANTOM.json"  # lies beside scans that were drawn and are nobody's
 CASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 # A site must hold this many training cases before one of them is held out.
 _FEWEST_TO_SPLIT = 3
@@ -135,6 +138,11 @@ def split_cases(listed: list[ListedCase], validation_fraction: float, seed: int)
         validation=tuple(case for case in cases["train"] if case.name in held_out),
         test=tuple(cases["test"]),
     )
+
+
+def is_synthetic(root: Path) -> bool:
+    """Whether the scans of a folder are this package's own phantoms."""
+    return (root / MANIFEST).is_file()
 
 
 def site_names(root: Path | str) -> list[str]:

@@ -33,10 +33,9 @@ from flap_nvflare.data.anatomy import (
 from flap_nvflare.data.canvas import Canvas
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
-from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
+from flap_nvflare.data.kits import IMAGE, LABEL, MANIFEST, TABLE
 
 VERSION = 2
-MANIFEST = "PHANTOM.json"
 _PRIVATE = ".phantom-"
 _SIDE = 128
 

@@ -11,8 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from flap_nvflare.bundle.builders import make_site
-from flap_nvflare.data.kits import site_names
-from flap_nvflare.data.phantom import MANIFEST
+from flap_nvflare.data.kits import is_synthetic, site_names
 from flap_nvflare.evaluation import baselines
 from flap_nvflare.evaluation.models import (
     FEDERATED,
@@ -132,7 +131,7 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> dict[str, Any]:
         )
     return {
         "format": FORMAT,
-        "synthetic": bool(run and run.synthetic) or (asked.data_root / MANIFEST).is_file(),
+        "synthetic": bool(run and run.synthetic) or is_synthetic(asked.data_root),
         "class_names": list(federation.class_names),
         "split": asked.split,
         "tolerance_mm": asked.tolerance,

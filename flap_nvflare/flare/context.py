@@ -15,6 +15,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
 from flap_nvflare.bundle.builders import bundle_file
+from flap_nvflare.data.kits import is_synthetic
 from flap_nvflare.data.source import SOURCE_FILE
 from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
@@ -129,8 +130,8 @@ def read_site(fl_ctx: FLContext) -> Site:
     path = site_file(fl_ctx)
     ours = read_site_file(path) if path.is_file() else SiteFile()
     data_root = str(ours.data_root or os.environ.get(DATA_VARIABLE, ""))
-    synthetic = not data_root and (simulated(fl_ctx) or ours.allow_synthetic)
-    if synthetic:
+    made = not data_root and (simulated(fl_ctx) or ours.allow_synthetic)
+    if made:
         data_root = _demo_scans(name, home(fl_ctx))
     if not data_root:
         raise MissingDataError(
@@ -144,8 +145,8 @@ def read_site(fl_ctx: FLContext) -> Site:
         checkpoint_sha256=ours.checkpoint_sha256,
         bundle=read_bundle(fl_ctx),
         state_dir=ours.state_dir or home(fl_ctx) / "state",
-        synthetic=synthetic,
-        data_source=None if synthetic else _data_source(fl_ctx),
+        synthetic=is_synthetic(Path(data_root)),
+        data_source=None if made else _data_source(fl_ctx),
         **ours.hardware(),
     )
 

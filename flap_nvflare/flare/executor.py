@@ -165,9 +165,7 @@ class FlapExecutor(Executor):
                 limits.check(federation)  # before anything is built
             site = read_site(fl_ctx)
             if site.synthetic:
-                self.log_info(
-                    fl_ctx, f"site {site.name} works on SYNTHETIC scans: no data were named"
-                )
+                self.log_info(fl_ctx, f"site {site.name} works on SYNTHETIC scans")
             work = build_work(ranked_here(federation, site, fl_ctx), site)
             if limits is not None:
                 limits.check_cases(len(work.cases.train))

@@ -85,7 +85,7 @@ def result_table(job: ServerJob, scores: dict[str, Any]) -> str:
     text = io.StringIO()
     console = Console(file=text, width=100)
     if job.synthetic:
-        console.print("The scans of this run are SYNTHETIC (no data were named): a demonstration.")
+        console.print("The scans of this run are SYNTHETIC: a demonstration.")
     console.print(table)
     console.print(f"Results: {job.folder.path}", soft_wrap=True)
     return text.getvalue()

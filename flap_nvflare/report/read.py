@@ -131,7 +131,7 @@ def _alone(
         name=shown(path.resolve().name, _NAME_OF_RUN),
         alone=True,
         finished=bool(scores),
-        data=_data(None, evaluation, []),
+        data=_data(None, evaluation, [{site: scores}]),
         description=scores,
         federation=mapping(scores.get("federation")),
         rounds=tuple(rounds),

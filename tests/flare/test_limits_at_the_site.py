@@ -114,6 +114,8 @@ def test_a_rehearsal_needs_a_word_in_the_file(tmp_path: Path, context: SiteConte
     assert read_site(context).synthetic
     file.write_text(f"allow_synthetic: true\ndata_root: {tmp_path}\n")
     assert not read_site(context).synthetic
+    (tmp_path / "PHANTOM.json").touch()  # phantoms that the file names as its data are phantoms
+    assert read_site(context).synthetic
 
 
 def test_only_the_sites_own_list_of_scans_is_used(
