@@ -107,6 +107,8 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
             f"{file}: its metadata hold no settings to build the network with; name an adapter "
             "that a run or a site's own training has written"
         ) from error
+    except SettingsError as error:
+        raise UpdateError(f"{file}: {error}; its settings are another version's") from error
     federation = dataclasses.replace(federation, rank=spec.rank, site_ranks={})
     site = Site(file.stem, Path(), checkpoint=str(checkpoint), bundle=bundle_file())
     network = make_network(federation, site)
@@ -144,11 +146,12 @@ def put_on(
         tensors: what the file holds.
 
     Raises:
-        UpdateError: if one has no place or another shape, or one that is trained is missing.
+        UpdateError: if one has no place, another shape or is of the frozen base, or one that is
+            trained is missing.
     """
     adapter, offset, _ = parcel(dict(tensors))
-    places = dict(network.named_parameters())
-    trained = tuning.trainable(network, make_parts(federation))
+    places, parts = dict(network.named_parameters()), make_parts(federation)
+    trained = tuning.trainable(network, parts)
     for name, tensor in adapter.items():
         if name not in places:
             raise UpdateError(
@@ -159,6 +162,11 @@ def put_on(
             raise UpdateError(
                 f"{file}: {name} is {tuple(tensor.shape)}, the network's is "
                 f"{tuple(places[name].shape)}; the file's settings and tensors disagree"
+            )
+        if name not in trained and not parts.fixed(name):
+            raise UpdateError(
+                f"{file}: {name} is part of the frozen base, which no adapter changes; use the "
+                "file that a run has written"
             )
         places[name].data.copy_(tensor)
     for name in sorted(trained.keys() - adapter.keys()):

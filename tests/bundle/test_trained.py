@@ -56,11 +56,18 @@ def test_what_is_no_whole_adapter_is_refused(trained: tuple, tmp_path: Path) -> 
     with pytest.raises(UpdateError, match="hold no settings"):
         load_trained(tmp_path / "bare.safetensors")
 
+    save_update(tmp_path / "later.safetensors", tensors, spec, {**extra, "federation": '{"a": 1}'})
+    with pytest.raises(UpdateError, match=r"later.safetensors: setting 'a' is not allowed"):
+        load_trained(tmp_path / "later.safetensors")
+
     name = next(iter(tensors))
+    frozen = "image_encoder.patch_embed.proj.bias"
+    base = load_trained(folder).network.state_dict()[frozen]
     for change, match in (
         ({}, f"{name} is missing"),
         ({name: torch.zeros(1)}, f"{name} is \\(1,\\)"),
         ({name: tensors[name], "sealed": torch.zeros(1)}, "sealed is no part of the network"),
+        ({name: tensors[name], frozen: base + 1}, f"{frozen} is part of the frozen base"),
     ):
         changed = {**{k: t for k, t in tensors.items() if k != name}, **change}
         shapes = {key: tuple(tensor.shape) for key, tensor in changed.items()}
