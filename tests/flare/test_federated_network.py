@@ -130,6 +130,18 @@ def test_a_site_that_has_not_allowed_it_is_left_alone(
     assert reply.get_header(messages.REASON)["code"] == reason
 
 
+@pytest.mark.parametrize(("limits", "built"), [(LIMITS, True), ("", False)])
+def test_a_job_that_is_refused_runs_none_of_the_sites_code(
+    wire: Wire, tmp_path: Path, limits: str, built: bool
+) -> None:
+    file, canary = tmp_path / "canary.yaml", tmp_path / "canary"
+    file.write_text(f"network_def: \"$__import__('pathlib').Path('{canary}').touch()\"\n")
+    policy(wire.site_contexts["A"], tmp_path, f"bundle: {file}\n{limits}")
+    asked(wire)  # by the last gate
+    trained(wire)  # by the executor
+    assert canary.exists() is built
+
+
 def test_a_site_allows_a_job_no_more_than_its_own_names(wire: Wire) -> None:
     limits = read_limits(wire.site_contexts["A"])
     assert limits is not None
