@@ -34,7 +34,7 @@ from flap_nvflare.bundle.peft_export import ADAPTER, ADAPTER_SHA256, HEAD_FILE
 from flap_nvflare.bundle.trained import SETTINGS, sam_only
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
-from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
+from flap_nvflare.settings import NAMED, Federation, OtherBaseError, SettingsError, Site
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.segmenter import Segmenter
@@ -118,6 +118,11 @@ def import_peft(
     if adapter is not None and blocks is not None:
         tensors = _as_it_was(network, blocks, adapter)
         _check_fixed(settings, fixed, tensors)
+        for name in sorted(adapter.shapes.keys() - tensors.keys()):
+            raise PeftError(
+                f"{folder / HEAD_FILE}: its adapter had {name[:200]!r}, which is no part of the "
+                "network; make the folder again"
+            )
         tensors = {name: tensors[name] for name in adapter.shapes}
         same = content_sha256(tensors) == beside.sha256
         # What else the file said, such as its round, holds for the same numbers alone.
@@ -169,13 +174,19 @@ def _settings(folder: Path, beside: _Beside) -> Federation:
         raise SettingsError(
             f"{folder}: has no {HEAD_FILE} with settings; name them with --federation FILE"
         )
-    values = json.loads(beside.extra[SETTINGS])
-    return Federation.from_dict({**values, "rank": beside.adapter.rank, "site_ranks": {}})
+    try:
+        values = json.loads(beside.extra[SETTINGS])
+        return Federation.from_dict({**values, "rank": beside.adapter.rank, "site_ranks": {}})
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{folder / HEAD_FILE}: its settings can't be read ({error}); name others with "
+            "--federation FILE"
+        ) from error
 
 
 def _network(settings: Federation, checkpoint: Path | str, sha256: str, folder: Path) -> Segmenter:
     """The network of the settings, on the base with that SHA-256 if there is one."""
-    if not tuning.method_named(settings.method).lora:
+    if settings.method == NAMED or not tuning.method_named(settings.method).lora:
         raise SettingsError(
             f"setting method: {settings.method!r} has no low-rank adapters; take flap or lora"
         )
