@@ -31,7 +31,7 @@ from flap_nvflare.aggregation.cut import cut_stack
 from flap_nvflare.aggregation.products import Factors
 from flap_nvflare.bundle.builders import make_network, make_parts
 from flap_nvflare.bundle.peft_export import ADAPTER, ADAPTER_SHA256, HEAD_FILE
-from flap_nvflare.bundle.trained import SETTINGS, sam_only
+from flap_nvflare.bundle.trained import SETTINGS, sam_only, weights_file
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
 from flap_nvflare.settings import NAMED, Federation, OtherBaseError, SettingsError, Site
@@ -95,8 +95,7 @@ def import_peft(
     Args:
         folder: with PEFT's two files.
         out: the file to write.
-        checkpoint: file of SAM's weights; empty for the packaged ViT-T or a random base, as the
-            settings say.
+        checkpoint: file of SAM's weights; empty as in `trained.weights_file`.
         federation: settings of the adapter; None for those in the folder's `head.safetensors`.
         cut: whether a product of a higher rank than the settings' becomes the nearest of theirs.
 
@@ -195,11 +194,12 @@ def _network(settings: Federation, checkpoint: Path | str, sha256: str, folder: 
             f"setting rule: {settings.rule!r} trains a core between the factors, of which PEFT "
             "knows the product alone; name settings with another rule, such as mean"
         )
-    network = make_network(settings, Site("import", Path(), checkpoint=str(checkpoint)))
+    weights = weights_file(settings, checkpoint)
+    network = make_network(settings, Site("import", Path(), checkpoint=weights))
     if sha256 and network.base_sha256 != sha256:
         raise OtherBaseError(
             f"{folder}: was trained on the base with SHA-256 {sha256}, but "
-            f"{checkpoint or settings.base} has {network.base_sha256}; give the right file of "
+            f"{weights or settings.base} has {network.base_sha256}; give the right file of "
             "weights"
         )
     return sam_only(network, folder)

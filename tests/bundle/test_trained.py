@@ -8,7 +8,7 @@ import torch
 
 from flap_nvflare.adapter.update import UpdateError, load_update, save_update
 from flap_nvflare.bundle.alone import Alone
-from flap_nvflare.bundle.trained import load_trained
+from flap_nvflare.bundle.trained import load_trained, weights_file
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.sam.segmenter import Segmenter
 from flap_nvflare.settings import Federation, OtherBaseError, Site
@@ -74,3 +74,16 @@ def test_what_is_no_whole_adapter_is_refused(trained: tuple, tmp_path: Path) -> 
         save_update(tmp_path / "x", changed, dataclasses.replace(spec, shapes=shapes), extra)
         with pytest.raises(UpdateError, match=match):
             load_trained(tmp_path / "x")
+
+
+def test_the_weights_are_the_given_ones_or_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLAP_SAM_CHECKPOINT", "sam.pth")
+    large = Federation(arch="vit_b")
+    assert weights_file(large) == "sam.pth"
+    assert weights_file(large, Path("other.pth")) == "other.pth"
+    for needs_none in (Federation(), Federation(arch="vit_b", base="random")):
+        assert weights_file(needs_none) == ""
+    monkeypatch.delenv("FLAP_SAM_CHECKPOINT")
+    assert weights_file(large) == ""
