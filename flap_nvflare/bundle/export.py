@@ -161,7 +161,8 @@ def data_of(trained: Trained) -> str:
         raise SettingsError(f"{run}: is no JSON ({error}); restore it or take it away") from error
     said = str(values.get("data")) if isinstance(values, dict) else ""
     return {
-        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, no patient's data",
+        # One such site makes a run so; the others may have had patients' scans.
+        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all",
         "sites' own": "scans of the sites of a federation, which stay with them",
     }.get(said, "not stated by the adapter's file")
 
