@@ -271,6 +271,21 @@ def test_a_split_without_cases_is_named(
     assert "site A has no validation case to score; leave it out" in capsys.readouterr().err
 
 
+def test_a_site_with_brackets_in_its_name_is_shown_by_it(
+    run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "kits"
+    shutil.copytree(scans, root)
+    table = root / "thresholded_sites.csv"
+    text = table.read_text(encoding="utf-8")
+    renamed = text.replace(",B,", ",Anna [north],").replace("_B", "_Anna [north]")
+    table.write_text(renamed, encoding="utf-8")
+    out = ["--sites", "Anna [north]", "--out", str(tmp_path / "out"), *CPU]
+    file = run / "adapter_best.safetensors"
+    assert main(["evaluate", str(file), "--data-root", str(root), *out]) == 0
+    assert capsys.readouterr().out.count("Anna [north]") == 2  # the worst site, and the matrix
+
+
 def test_scans_with_more_classes_than_the_adapter_are_refused(
     run: Path, scans: Path, federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
