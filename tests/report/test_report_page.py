@@ -306,3 +306,17 @@ def test_the_command_fails_with_one_clear_line(
     assert error.count("\n") == 1
     assert main(["report", "--compare", str(tmp_path)]) == 1
     assert "two or more" in capsys.readouterr().err
+    folder = write_run(tmp_path / "run", ["A"])
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        assert main(["report", str(folder), "--out", str(out)]) == 1
+        assert f"report: {out}: cannot be written" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_only_its_owner_may_read_a_page_with_pictures(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["A"])
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_mode & 0o077
+    write_evaluation(folder, ["A"], pictures=1)
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_mode & 0o777 == 0o600
