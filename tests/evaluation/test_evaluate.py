@@ -199,6 +199,13 @@ def test_a_training_that_was_cut_off_goes_on(
     assert all(torch.equal(cut_off[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("kind", ["local", "left_out"])
+def test_a_runs_site_leads_no_baseline_out_of_its_folder(kind: str) -> None:
+    asked = {"local": (), "left_out": (), kind: ("../../B",)}
+    with pytest.raises(ValueError, match="would lead out of baselines"):
+        baselines.baselines(("A", "../../B"), pooled=False, **asked)
+
+
 @pytest.mark.slow
 def test_baselines_are_those_of_the_comparison(
     evaluated: Path, scans: Path, federation: Federation, tmp_path: Path
