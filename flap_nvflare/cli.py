@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"flap-nvflare {parsed.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"flap-nvflare {parsed.command}: stopped from the keyboard", file=sys.stderr)
+        return 130  # as a shell counts it
 
 
 def _add_count(commands: argparse._SubParsersAction) -> None:

@@ -97,3 +97,14 @@ def test_rules_as_a_table_say_what_they_exclude(capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     assert "7,385,536" in text
     assert "not with encryption: he: the server sees encrypted sums only" in text
+
+
+def test_a_stop_from_the_keyboard_gives_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flap_nvflare.sam.tuning.count", stop)
+    assert main(["count"]) == 130
+    assert capsys.readouterr().err == "flap-nvflare count: stopped from the keyboard\n"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flap_nvflare.sam.segmenter import Segmenter
 
 SETTINGS = "federation"  # key of the settings in an adapter file's metadata
-BEST_FILE = "adapter_best.safetensors"
+BEST_FILE, LAST_FILE = "adapter_best.safetensors", "adapter_last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ def adapter_file(path: Path | str) -> Path:
     path = Path(path)
     found = path / BEST_FILE if path.is_dir() else path
     if not found.is_file():
-        raise UpdateError(f"{found}: there is no such adapter; name an adapter's file or a run")
+        last = path / LAST_FILE
+        mend = (
+            f"an unfinished run has {last}" if last.is_file() else "name an adapter's file or a run"
+        )
+        raise UpdateError(f"{found}: there is no such adapter; {mend}")
     return found
 
 

@@ -33,6 +33,8 @@ from flap_nvflare.data.errors import DataError
 ORIENTATION = np.array([[2, -1], [1, -1], [0, -1]])
 _BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, TypeError)
 _NUMBERS = "iufb"  # numpy's kinds of numbers with an order
+# Free text of a header; the first two are left of Analyze, and hold names of patients there.
+_TEXTS = ("data_type", "db_name", "descrip", "aux_file")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +190,11 @@ def mask_image(mask: np.ndarray, scan: Scan) -> Any:
     header = image.header
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
+    header.set_intent("none")
     header["cal_min"] = header["cal_max"] = 0
-    header["descrip"] = header["aux_file"] = header["intent_name"] = b""
+    for name in _TEXTS:
+        if name in header:
+            header[name] = b""
     header.extensions.clear()
     return image
 

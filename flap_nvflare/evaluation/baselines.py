@@ -61,11 +61,14 @@ def baselines(
         left_out: sites that the federation does without, one at a time.
 
     Raises:
-        SettingsError: if a site is none of the federation's, or no other would be left.
+        SettingsError: if a site is none of the federation's or no name of a folder, or no other
+            would be left.
     """
     for site in (*local, *left_out):
         if site not in sites:
             raise SettingsError(f"site {site!r} is none of this run's: {', '.join(sites)}")
+        if Path(site).name != site:  # run.json may come from elsewhere
+            raise SettingsError(f"site {site!r} would lead out of {FOLDER}/; rename the site")
     if left_out and len(sites) < 2:
         raise SettingsError(f"--leave-one-out: without {sites[0]} no site would be left to train")
     found = [Baseline(f"local_{site}", "local", (site,)) for site in local]

@@ -102,7 +102,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         return
     # As wide as the tables need: a pipe or a narrow terminal must not cut numbers.
     needed = 80 + 25 * len(found["class_names"])
-    tables.show(found, Console(width=max(needed, Console().width)))
+    # Without markup: a name of a site or a class may hold brackets.
+    tables.show(found, Console(width=max(needed, Console().width), markup=False))
     print(f"Results: {folder}")
 
 
@@ -114,7 +115,7 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),

@@ -15,14 +15,14 @@ from flap_nvflare.adapter.factors import of_rank
 from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateError, content_sha256, load_update
 from flap_nvflare.aggregation import card
-from flap_nvflare.bundle.trained import adapter_file, load_trained
+from flap_nvflare.bundle.trained import LAST_FILE, adapter_file, load_trained
 from flap_nvflare.sam.checkpoint import file_sha256
 from flap_nvflare.settings import Federation, SettingsError
 from flap_nvflare.training.work import SiteWork
 
 FEDERATED = "federated"
 KINDS = (FEDERATED, "local", "pooled", "left_out", "adapter")
-LAST_FILE, RUN_FILE, SITES = "adapter_last.safetensors", "run.json", "sites"
+RUN_FILE, SITES = "run.json", "sites"
 
 
 @dataclass(frozen=True)

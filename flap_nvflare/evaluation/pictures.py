@@ -69,7 +69,8 @@ class Pictures:
         dice = sum(known) / len(known) if known else 1.0
         shown = ((mask > 0) | (volume.native_label() > 0)).sum(dim=(1, 2))
         index = int(shown.argmax())
-        self._seen.append((dice, volume.name, index, mask[index].numpy()))
+        # A copy: a view of it would keep the whole mask of every case in memory.
+        self._seen.append((dice, volume.name, index, mask[index].numpy().copy()))
 
     def draw(self, work: SiteWork, split: str, model: str) -> list[Picture]:
         """Draws what was seen of the site, and forgets it.

@@ -89,12 +89,25 @@ def _header(file: Path) -> Any:
 
 def _check_slice(header: Any) -> None:
     """Refuses what is no slice with a place of its own."""
-    missing = [name for name, count in _NEEDED.items() if len(header.get(name) or ()) != count]
+    missing = [name for name, count in _NEEDED.items() if not _has(header, name, count)]
     if missing or int(header.get("SamplesPerPixel", 1)) != 1:
         raise DataError(
             f"{header.filename}: no slice of a scan ({f'no {missing[0]}' if missing else 'colour'})"
             "; take it out of the folder, or convert an enhanced (multi-frame) series to NIfTI"
         )
+    if min(_numbers(header.PixelSpacing)) <= 0:
+        raise DataError(
+            f"{header.filename}: PixelSpacing {list(header.PixelSpacing)} is not above 0 mm; "
+            "export the series again"
+        )
+
+
+def _has(header: Any, name: str, count: int) -> bool:
+    """Whether the header holds so many numbers of this name; a single one is no list."""
+    try:
+        return len(_numbers(header.get(name) or ())) == count
+    except (TypeError, ValueError):
+        return False
 
 
 def _in_order(folder: Path, slices: list[Any]) -> list[Any]:

@@ -64,7 +64,8 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
         series: UID of a DICOM series, for folders that hold several.
 
     Raises:
-        DataError: if there is nothing to predict, or two scans would share one result.
+        DataError: if there is nothing to predict, two scans would share one result, or a series is
+            named where NIfTI files are.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; name a NIfTI file or a folder")
@@ -74,9 +75,11 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
                 f"{path}: is no NIfTI file by its name, which must end in {' or '.join(ENDINGS)}; "
                 "of a DICOM series name the folder"
             )
+        _refuse_series(path, series)
         return [Input(_stem(path.name), path, (path,))]
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)]
     if scans := [file for file in files if _is_scan(file)]:
+        _refuse_series(scans[0], series)
         inputs = [Input(_stem(str(file.relative_to(path))), file, (file,)) for file in scans]
     else:
         inputs = _series(path, files, series)
@@ -90,6 +93,14 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
             )
         seen[one.name] = one.path
     return inputs
+
+
+def _refuse_series(scan: Path, series: str) -> None:
+    if series:
+        raise DataError(
+            f"--series {series}: {scan} is NIfTI, and NIfTI files are taken before DICOM; leave "
+            "--series out, or name the folder of the DICOM series"
+        )
 
 
 def _series(root: Path, files: Sequence[Path], series: str) -> list[Input]:

@@ -200,7 +200,9 @@ def points_table(
 def nice_axis(
     low: float, high: float, zero: bool = False, limits: tuple[float, float] | None = None
 ) -> Axis:
-    """From a round number below to a round number above, in round steps."""
+    """From a round number below to a round number above, in round steps, within the limits."""
+    if limits is not None:
+        low, high = (min(max(end, limits[0]), limits[1]) for end in (low, high))
     if zero:
         low = min(0.0, low)
     if high - low < 1e-12 * max(abs(high), 1e-300):

@@ -137,6 +137,8 @@ def total_traffic(run: Run) -> Traffic:
 
 def evaluation_bytes(run: Run) -> int:
     """Bytes of the last evaluation: what the run counted beyond its rounds; 0 before its end."""
+    if not run.finished:
+        return 0
     said = mapping(run.description.get("bytes"))
     return max(0, count(said.get("up")) + count(said.get("down")) - total_traffic(run).total)
 

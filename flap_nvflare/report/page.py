@@ -14,7 +14,7 @@ from flap_nvflare.report import blocks, figures, run_charts, run_tables, score_t
 from flap_nvflare.report.palette import heat_css
 from flap_nvflare.report.pictures import pictures
 from flap_nvflare.report.read import DATA, Run
-from flap_nvflare.report.values import mapping, shown
+from flap_nvflare.report.values import ReportError, mapping, shown
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -104,12 +104,19 @@ def _environment() -> Environment:
 def write_page(path: Path, text: str) -> None:
     """Puts the page at `path`, whole or not at all.
 
+    Only its owner may read a page with pictures, as is so of the pictures themselves.
+
     Raises:
-        OSError: if it can't be written.
+        ReportError: if it can't be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        beside.touch(0o600 if "<img " in text else 0o666)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
+    except OSError as error:
+        raise ReportError(
+            f"{path}: cannot be written ({error.strerror}); give another file by --out"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)

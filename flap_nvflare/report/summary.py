@@ -6,6 +6,7 @@ from typing import Any
 
 from flap_nvflare.report import figures, scores
 from flap_nvflare.report.read import Run
+from flap_nvflare.report.values import number, shown
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def summary(run: Run) -> dict[str, Any]:
         "refused": sum(len(one.rounds) for one in found if one.what == "refused"),
         "no_answer": sum(len(one.rounds) for one in found if one.what == "no answer"),
         "epsilon": figures.epsilon(run),
-        "encryption": run.setting("encryption"),
-        "collaborative_gain": scores.gain(run).get("mean"),
+        "encryption": shown(run.setting("encryption")) or None,
+        "collaborative_gain": number(scores.gain(run).get("mean")),
         "evaluated": bool(run.evaluation),
     }

@@ -9,6 +9,7 @@ import torch
 from monai.inferers.inferer import Inferer
 
 from flap_nvflare.sam.runtime import Runtime
+from flap_nvflare.settings import SettingsError
 
 
 class AutocastInferer(Inferer):
@@ -31,7 +32,22 @@ class AutocastInferer(Inferer):
 
 
 def choose_device(wish: str) -> torch.device:
-    """The device of a site's settings; `auto` is the first GPU where there is one."""
+    """The device of a site's settings; `auto` is the first GPU where there is one.
+
+    Raises:
+        SettingsError: if torch knows no such device, or this machine has none.
+    """
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wish)
+    try:
+        device = torch.device(wish)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"device: {wish!r} is unknown to torch; give cpu, cuda, cuda:1 or auto"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"device: {wish!r} is not there, torch finds {torch.cuda.device_count()} GPUs; give "
+            "cpu or auto, or see to the driver and CUDA_VISIBLE_DEVICES"
+        )
+    return device

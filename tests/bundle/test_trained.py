@@ -42,6 +42,9 @@ def test_a_folder_names_its_best_adapter(trained: tuple, tmp_path: Path) -> None
     assert load_trained(trained[0]).file.name == "adapter_best.safetensors"
     with pytest.raises(UpdateError, match="there is no such adapter"):
         load_trained(tmp_path)
+    (tmp_path / "adapter_last.safetensors").touch()
+    with pytest.raises(UpdateError, match=r"an unfinished run has .*adapter_last\.safetensors"):
+        load_trained(tmp_path)
 
 
 def test_another_base_is_refused(trained: tuple) -> None:

@@ -100,7 +100,9 @@ def test_a_mask_keeps_the_geometry_and_nothing_else(
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(AFFINE, codes[0])
     image.set_qform(AFFINE, codes[1])
-    image.header["descrip"] = b"Jane Doe"
+    for name in {"descrip", "aux_file", "intent_name", "db_name", "data_type"} & set(image.header):
+        image.header[name] = b"Jane Doe"
+    image.header["intent_code"] = 1002
     image.header["cal_max"] = 400
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
     nib.save(image, tmp_path / "scan.nii")
@@ -118,6 +120,7 @@ def test_a_mask_keeps_the_geometry_and_nothing_else(
     assert np.array_equal(np.asarray(found.dataobj), noise() > 500)
     assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
     assert float(found.header["cal_max"]) == 0
+    assert int(found.header["intent_code"]) == 0
     with pytest.raises(DataError, match="give the mask of this case"):
         mask_image(mask[1:], scan)
 

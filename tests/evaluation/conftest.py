@@ -9,9 +9,9 @@ import pytest
 from scan_files import write_case
 
 from flap_nvflare.adapter.update import save_update
-from flap_nvflare.bundle.trained import BEST_FILE, SETTINGS
+from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS
 from flap_nvflare.bundle.workflow import build_work
-from flap_nvflare.evaluation.models import LAST_FILE, RUN_FILE
+from flap_nvflare.evaluation.models import RUN_FILE
 from flap_nvflare.experiment import federate
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.site_round import SiteRound

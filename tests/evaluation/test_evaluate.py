@@ -199,6 +199,13 @@ def test_a_training_that_was_cut_off_goes_on(
     assert all(torch.equal(cut_off[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("kind", ["local", "left_out"])
+def test_a_runs_site_leads_no_baseline_out_of_its_folder(kind: str) -> None:
+    asked = {"local": (), "left_out": (), kind: ("../../B",)}
+    with pytest.raises(ValueError, match="would lead out of baselines"):
+        baselines.baselines(("A", "../../B"), pooled=False, **asked)
+
+
 @pytest.mark.slow
 def test_baselines_are_those_of_the_comparison(
     evaluated: Path, scans: Path, federation: Federation, tmp_path: Path
@@ -269,6 +276,21 @@ def test_a_split_without_cases_is_named(
     asked = ["evaluate", str(run), "--data-root", str(root), "--split", "validation", *CPU]
     assert main(asked) == 1
     assert "site A has no validation case to score; leave it out" in capsys.readouterr().err
+
+
+def test_a_site_with_brackets_in_its_name_is_shown_by_it(
+    run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "kits"
+    shutil.copytree(scans, root)
+    table = root / "thresholded_sites.csv"
+    text = table.read_text(encoding="utf-8")
+    renamed = text.replace(",B,", ",Anna [north],").replace("_B", "_Anna [north]")
+    table.write_text(renamed, encoding="utf-8")
+    out = ["--sites", "Anna [north]", "--out", str(tmp_path / "out"), *CPU]
+    file = run / "adapter_best.safetensors"
+    assert main(["evaluate", str(file), "--data-root", str(root), *out]) == 0
+    assert capsys.readouterr().out.count("Anna [north]") == 2  # the worst site, and the matrix
 
 
 def test_scans_with_more_classes_than_the_adapter_are_refused(

@@ -86,6 +86,8 @@ def test_a_series_gives_the_mask_of_the_same_scan_as_nifti(run: Run, tmp_path: P
         (["--window", "5", "1", "0", "1"], "low < high"),
         (["--site", "Q"], "--site Q is none of Fed-KiTS2019"),
         (["--batch", "-2"], "batch is -2"),
+        (["--device", "gpu"], "'gpu' is unknown to torch; give cpu"),
+        (["--device", "cuda:99"], "'cuda:99' is not there"),
         (["--checkpoint", "none.pth"], "none.pth"),
     ],
 )

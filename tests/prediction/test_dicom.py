@@ -152,6 +152,21 @@ def test_what_is_no_slice_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        (0.8, r"no slice of a scan \(no PixelSpacing\)"),
+        ([0, 0.8], r"PixelSpacing .* is not above 0 mm"),
+        ([-0.8, 0.8], r"PixelSpacing .* is not above 0 mm"),
+    ],
+)
+def test_a_spacing_that_is_none_is_named(tmp_path: Path, spacing: object, message: str) -> None:
+    paths = write_series(tmp_path, voxels())
+    change(paths[3], PixelSpacing=spacing)
+    with pytest.raises(DataError, match=f"IM0002: {message}"):
+        opened(tmp_path)
+
+
 def test_a_report_in_the_folder_matters_only_if_it_is_asked_for(tmp_path: Path) -> None:
     paths = write_series(tmp_path, voxels())
     (picture,) = write_series(tmp_path / "report", voxels()[:1], uid="1.9", SamplesPerPixel=3)

@@ -27,6 +27,9 @@ def test_a_file_and_what_is_none(tmp_path: Path) -> None:
         find_inputs(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="no such file or folder"):
         find_inputs(tmp_path / "none")
+    for path in (tmp_path, tmp_path / "a.b.nii.gz"):
+        with pytest.raises(DataError, match=r"--series 1\.2: .* is NIfTI"):
+            find_inputs(path, "1.2")
 
 
 def test_the_scans_below_a_folder(tmp_path: Path) -> None:

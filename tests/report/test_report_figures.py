@@ -166,6 +166,7 @@ def test_a_killed_run_ends_at_its_broken_line(tmp_path: Path) -> None:
     run = read_run(folder)
     assert (len(run.rounds), run.cut, run.finished, run.planned) == (2, True, False, 3)
     assert summary(run)["dice"]["mean"] is None
+    assert summary(run)["bytes"]["evaluation"] == 0  # of a round that was lost, not of scores
 
 
 @pytest.mark.parametrize(

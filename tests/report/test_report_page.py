@@ -17,6 +17,7 @@ from flap_nvflare.cli import main
 from flap_nvflare.report.compare import differences, render_runs
 from flap_nvflare.report.page import render_run
 from flap_nvflare.report.read import read_run
+from flap_nvflare.report.summary import summary
 
 SITES = ["A", "B", "C"]
 EVIL = "<script>alert(1)</script>"
@@ -242,6 +243,21 @@ def test_junk_anywhere_leaves_a_page(tmp_path: Path, name: str) -> None:
             target[way[-1]] = draw.choice(JUNK)
         path.write_text("\n".join(json.dumps(line) for line in changed))
         check(render_run(read_run(folder)))
+        json.dumps(summary(read_run(folder)), allow_nan=False)
+
+
+def test_figures_out_of_range_and_nan_leave_a_page_and_json(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["A", "B"], settings={"encryption": float("nan")})
+    write_evaluation(folder, ["A", "B"])
+    values = json.loads((folder / "evaluation.json").read_text())
+    for model in values["models"].values():
+        model["summary"]["dice"]["mean"] = {"mean": 5.0, "low": 4.0, "high": 6.0}
+    values["collaborative_gain"]["mean"] = float("nan")
+    (folder / "evaluation.json").write_text(json.dumps(values))
+    run = read_run(folder)
+    check(render_run(run))
+    said = json.loads(json.dumps(summary(run), allow_nan=False))
+    assert said["collaborative_gain"] is None
 
 
 def test_a_comparison_says_what_differs(tmp_path: Path) -> None:
@@ -290,3 +306,17 @@ def test_the_command_fails_with_one_clear_line(
     assert error.count("\n") == 1
     assert main(["report", "--compare", str(tmp_path)]) == 1
     assert "two or more" in capsys.readouterr().err
+    folder = write_run(tmp_path / "run", ["A"])
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        assert main(["report", str(folder), "--out", str(out)]) == 1
+        assert f"report: {out}: cannot be written" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_only_its_owner_may_read_a_page_with_pictures(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["A"])
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_mode & 0o077
+    write_evaluation(folder, ["A"], pictures=1)
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_mode & 0o777 == 0o600
