@@ -60,7 +60,7 @@ def test_a_peak_is_what_was_held_at_once() -> None:
     assert 60e6 < peak_bytes(hold, CPU) < 180e6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_of_vit_b_is_measured_in_processes_of_their_own() -> None:
     found = {row.name: row for row in GROUPS["memory"](Setting(CPU, True, 1, 1, (224,)))}
     assert set(found) == {

@@ -41,7 +41,6 @@ def hospitals(tmp_path: Path) -> Iterator[Provisioned]:
         federation.stop()
 
 
-@pytest.mark.slow
 @pytest.mark.provisioned
 def test_a_server_without_the_key_runs_the_job_and_never_has_an_adapter(
     hospitals: Provisioned,

@@ -47,17 +47,19 @@ def process_of(parents: Sequence[int], word: str) -> int:
     return found[0]
 
 
-@pytest.mark.slow
+SCAFFOLD = {"rule": "residual", "optimizer": "scaffold", "image_size": 32}
+CASES = (
+    ("site", {}, "site", pytest.mark.slow),
+    ("server", {}, "server", pytest.mark.slow),
+    ("server", SCAFFOLD, "server, residual and scaffold", pytest.mark.slow),
+    ("server", {**CODED, "image_size": 32}, "server, coded", pytest.mark.long),
+)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("victim", "more"),
-    [
-        ("site", {}),
-        ("server", {}),
-        ("server", {**CODED, "image_size": 32}),
-        ("server", {"rule": "residual", "optimizer": "scaffold", "image_size": 32}),
-    ],
-    ids=["site", "server", "server, coded", "server, residual and scaffold"],
+    [pytest.param(victim, more, id=name, marks=mark) for victim, more, name, mark in CASES],
 )
 def test_goes_on_from_the_last_finished_round_with_equal_bytes(
     simulation: Callable, victim: str, more: dict[str, Any]

@@ -28,7 +28,7 @@ def test_a_job_is_shown_in_tensorboard(simulation: Callable) -> None:
     assert in_tensorboard(published.parent) == shown
 
 
-@pytest.mark.provisioned
+@pytest.mark.long
 def test_a_recipe_that_goes_on_is_shown_in_mlflow(simulation: Callable) -> None:
     one = simulation(sites=("A",), changes={**TINY, "rounds": 1, "tracking": "mlflow"})
     one.finish(one.start_recipe())

@@ -1,7 +1,7 @@
 """ViT-B in its full width at 1024 pixels: ours, segment_anything's and transformers' SAM agree.
 
 The gate runs the first three blocks (two in windows, one over the whole grid) with everything
-before and after them; all twelve take minutes: pytest -m provisioned tests/sam/test_three_sams.py
+before and after them; all twelve take minutes: pytest -m long tests/sam/test_three_sams.py
 
 No published weights are needed: the encoder has numbers of a real SAM's size (truncated normal of
 std 0.02, tables of positions included), so that its activations are of order 1 to 10; prompt
@@ -59,7 +59,7 @@ def check(what: str, ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "blocks",
-    [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.provisioned)],
+    [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.long)],
 )
 @torch.no_grad()
 def test_vit_b_at_1024_pixels_is_the_same_in_three_codes(blocks: int, tmp_path: Path) -> None:
