@@ -117,8 +117,8 @@ class Federation:
         loss_weighting: `none` (the loss of the slices as they are drawn) or `importance` (each
             slice counts by its uniform probability over the one it is drawn with, so that the
             expected loss is that of all the site's slices alike).
-        channels: `repeat` (the paper: one slice three times) or `neighbours` (slice below,
-            slice, slice above).
+        channels: `repeat` (the paper: one slice three times) or `neighbours` (slice before,
+            which is nearer the head, slice, slice after).
         augment: random flips, small affine maps and intensity changes while training.
         augment_views: 0 for a fresh random change at every draw; n for n fixed changed views of
             each slice, the same in all rounds, of which the draw takes one.

@@ -42,7 +42,10 @@ def _add_bundle(parts: argparse._SubParsersAction) -> None:
         help="an adapter's file, or the folder of a run, whose best adapter is taken",
     )  # fmt: skip
     command.add_argument(
-        "--checkpoint", default="", metavar="SAM.pth", help="SAM's weights, unless it is ViT-T"
+        "--checkpoint",
+        default="",
+        metavar="SAM.pth",
+        help="SAM's weights, unless it is ViT-T; default FLAP_SAM_CHECKPOINT",
     )
     add_window_options(command)
     command.add_argument("--json", action="store_true", help="print JSON for programs")

@@ -44,9 +44,9 @@ def write_bundle(out: Path, trained: Trained, window: Window, window_note: str) 
         window_note: what that window is.
 
     Raises:
-        SettingsError: if `out` holds something.
+        SettingsError: if `out` holds something, or is the folder that one is in.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise SettingsError(f"{out}: exists already; name a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
@@ -126,11 +126,11 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
     )
     values["description"] = (
         f"A Segment Anything Model ({federation.arch}) on axial slices, fine-tuned by method "
-        f"{federation.method}, adapters merged into its weights, with a mask for each of "
-        f"{federation.classes} classes in place of prompts."
+        f"{federation.method}, with a mask for each of {federation.classes} classes in place of "
+        "prompts."
     )
     values["data_source"] = data_of(trained)
-    values["eval_metrics"] = {"validation_mean_dice": trained.extra.get("score")}
+    values["eval_metrics"] = {"validation_mean_dice": _score(trained)}
     formats = values["network_data_format"]
     low, high = ((edge - window.mean) / window.std for edge in (window.low, window.high))
     formats["inputs"]["image"] |= {
@@ -149,13 +149,28 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
 
 
 def data_of(trained: Trained) -> str:
-    """What the adapter was trained on, as the description of its run says."""
+    """What the adapter was trained on, as the description of its run says.
+
+    Raises:
+        SettingsError: if that description is damaged.
+    """
     run = trained.file.parent / _RUN
-    said = str(json.loads(run.read_text(encoding="utf-8")).get("data")) if run.is_file() else ""
+    try:
+        values = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    except ValueError as error:
+        raise SettingsError(f"{run}: is no JSON ({error}); restore it or take it away") from error
+    said = str(values.get("data")) if isinstance(values, dict) else ""
     return {
-        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, no patient's data",
+        # One such site makes a run so; the others may have had patients' scans.
+        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all",
         "sites' own": "scans of the sites of a federation, which stay with them",
     }.get(said, "not stated by the adapter's file")
+
+
+def _score(trained: Trained) -> float | None:
+    """Mean validation Dice in the adapter's file; None if it holds none."""
+    score = trained.extra.get("score")
+    return score if isinstance(score, float) and 0 <= score <= 1 else None
 
 
 def _channels(channels: str) -> tuple[str, str, str]:
@@ -174,11 +189,15 @@ def _write_docs(folder: Path, trained: Trained, window: Window, window_note: str
     shutil.copyfile(DOCS / "LICENSE", folder / "LICENSE")
     federation, data = trained.federation, data_of(trained)
     names = ("background", *federation.class_names)
-    score = trained.extra.get("score")
+    lora, score = METHODS[federation.method].lora, _score(trained)
     values = {
         **{name: getattr(federation, name) for name in ("arch", "image_size", "method", "rule")},
         "class_list": " and ".join(federation.class_names),
-        "rank": federation.rank if METHODS[federation.method].lora else "none",
+        "rank_note": f", rank {federation.rank}" if lora else "",
+        "merged_note": "The adapters are merged into the weights: nothing low-rank is left at run "
+        "time. "
+        if lora
+        else "",
         "data": data,
         "base_sha256": trained.spec.base_sha256,
         "base_note": " (random weights)" if federation.base == "random" else "",

@@ -12,6 +12,7 @@ from pathlib import Path
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.window import KITS_WINDOWS, MEAN_KITS_WINDOW, Window
 from flap_nvflare.settings import Federation
+from flap_nvflare.training.site_data import POOL
 
 OPTIONS = (
     "--window LOW HIGH MEAN STD (HU), --site with a letter of Fed-KiTS2019, or --data-root FOLDER "
@@ -43,6 +44,8 @@ def choose_window(
     if data_root is not None:
         if not site:
             raise DataError(f"--data-root {data_root}: name one of its sites by --site")
+        if POOL in site:
+            raise DataError(f"--site {site}: pooled sites have a window each; name one of them")
         return site_window(federation, site, data_root), f"training cases of site {site}"
     if site:
         if site.upper() not in KITS_WINDOWS:

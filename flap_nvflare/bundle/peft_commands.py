@@ -98,5 +98,6 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="",
         metavar="SAM.pth",
-        help="SAM's weights that the adapter was trained on; not for the packaged ViT-T",
+        help="SAM's weights that the adapter was trained on; default FLAP_SAM_CHECKPOINT; not for "
+        "the packaged ViT-T",
     )

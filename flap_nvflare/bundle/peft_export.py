@@ -104,9 +104,10 @@ def export_peft(trained: Trained, folder: Path | str, base_model: str = "") -> E
 
     Raises:
         PeftError: if the method has no adapters or the folder holds something.
+        SettingsError: if the network is no SAM.
         OSError: if a file can't be written.
     """
-    folder = Path(folder)
+    folder, network = Path(folder), trained.segmenter
     method = trained.federation.method
     if not tuning.method_named(method).lora:
         raise PeftError(
@@ -115,9 +116,9 @@ def export_peft(trained: Trained, folder: Path | str, base_model: str = "") -> E
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PeftError(f"{folder}: holds something already; name a new folder")
-    tensors, config = to_peft(_products(trained.segmenter))
+    tensors, config = to_peft(_products(network))
     config["base_model_name_or_path"] = base_model or None
-    head = _head(trained.segmenter, method)
+    head = _head(network, method)
     whole, spec, extra = load_update(trained.file)
     extra |= {ADAPTER: json.dumps(spec.to_dict()), ADAPTER_SHA256: content_sha256(whole)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ from flap_nvflare.aggregation.cut import cut_stack
 from flap_nvflare.aggregation.products import Factors
 from flap_nvflare.bundle.builders import make_network, make_parts
 from flap_nvflare.bundle.peft_export import ADAPTER, ADAPTER_SHA256, HEAD_FILE
-from flap_nvflare.bundle.trained import SETTINGS, sam_only
+from flap_nvflare.bundle.trained import SETTINGS, sam_only, weights_file
 from flap_nvflare.sam import tuning
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
-from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
+from flap_nvflare.settings import NAMED, Federation, OtherBaseError, SettingsError, Site
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.segmenter import Segmenter
@@ -95,8 +95,7 @@ def import_peft(
     Args:
         folder: with PEFT's two files.
         out: the file to write.
-        checkpoint: file of SAM's weights; empty for the packaged ViT-T or a random base, as the
-            settings say.
+        checkpoint: file of SAM's weights; empty as in `trained.weights_file`.
         federation: settings of the adapter; None for those in the folder's `head.safetensors`.
         cut: whether a product of a higher rank than the settings' becomes the nearest of theirs.
 
@@ -118,6 +117,11 @@ def import_peft(
     if adapter is not None and blocks is not None:
         tensors = _as_it_was(network, blocks, adapter)
         _check_fixed(settings, fixed, tensors)
+        for name in sorted(adapter.shapes.keys() - tensors.keys()):
+            raise PeftError(
+                f"{folder / HEAD_FILE}: its adapter had {name[:200]!r}, which is no part of the "
+                "network; make the folder again"
+            )
         tensors = {name: tensors[name] for name in adapter.shapes}
         same = content_sha256(tensors) == beside.sha256
         # What else the file said, such as its round, holds for the same numbers alone.
@@ -169,13 +173,19 @@ def _settings(folder: Path, beside: _Beside) -> Federation:
         raise SettingsError(
             f"{folder}: has no {HEAD_FILE} with settings; name them with --federation FILE"
         )
-    values = json.loads(beside.extra[SETTINGS])
-    return Federation.from_dict({**values, "rank": beside.adapter.rank, "site_ranks": {}})
+    try:
+        values = json.loads(beside.extra[SETTINGS])
+        return Federation.from_dict({**values, "rank": beside.adapter.rank, "site_ranks": {}})
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{folder / HEAD_FILE}: its settings can't be read ({error}); name others with "
+            "--federation FILE"
+        ) from error
 
 
 def _network(settings: Federation, checkpoint: Path | str, sha256: str, folder: Path) -> Segmenter:
     """The network of the settings, on the base with that SHA-256 if there is one."""
-    if not tuning.method_named(settings.method).lora:
+    if settings.method == NAMED or not tuning.method_named(settings.method).lora:
         raise SettingsError(
             f"setting method: {settings.method!r} has no low-rank adapters; take flap or lora"
         )
@@ -184,11 +194,12 @@ def _network(settings: Federation, checkpoint: Path | str, sha256: str, folder: 
             f"setting rule: {settings.rule!r} trains a core between the factors, of which PEFT "
             "knows the product alone; name settings with another rule, such as mean"
         )
-    network = make_network(settings, Site("import", Path(), checkpoint=str(checkpoint)))
+    weights = weights_file(settings, checkpoint)
+    network = make_network(settings, Site("import", Path(), checkpoint=weights))
     if sha256 and network.base_sha256 != sha256:
         raise OtherBaseError(
             f"{folder}: was trained on the base with SHA-256 {sha256}, but "
-            f"{checkpoint or settings.base} has {network.base_sha256}; give the right file of "
+            f"{weights or settings.base} has {network.base_sha256}; give the right file of "
             "weights"
         )
     return sam_only(network, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
         batch_size: n, at most.
 
     Raises:
-        DataError: if no file fits, or one is no NIfTI by its name.
+        DataError: if no file fits, one is no NIfTI by its name, or two differ by their ending
+            alone.
     """
 
     def __init__(
@@ -64,6 +66,12 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
         for path in self.paths:
             if not path.name.endswith(_ENDINGS):
                 raise DataError(f"{path}: is no NIfTI file; give a --pattern that leaves it out")
+        for path, other in pairwise(sorted(self.paths, key=self._name)):
+            if self._name(path) == self._name(other):
+                raise DataError(
+                    f"{path} and {other}: their masks would have one name; give a --pattern that "
+                    "leaves one out"
+                )
         self._window, self._size = window, image_size
         self._channels, self._batch = channels, batch_size
 

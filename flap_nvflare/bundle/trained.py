@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from flap_nvflare.adapter.parcel import parcel
 from flap_nvflare.adapter.update import UpdateError, UpdateSpec, load_update
 from flap_nvflare.bundle.builders import base_of, bundle_file, make_network, make_parts
 from flap_nvflare.sam import tuning
-from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
+from flap_nvflare.settings import (
+    CHECKPOINT_VARIABLE,
+    OWN_NETWORK,
+    Federation,
+    OtherBaseError,
+    SettingsError,
+    Site,
+)
 
 if TYPE_CHECKING:
     from flap_nvflare.sam.network import Network
@@ -92,8 +100,8 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
 
     Args:
         path: the file, or the folder of a run.
-        checkpoint: file of SAM's weights; empty for the packaged ViT-T or a random base, as the
-            adapter's settings say. Of another network FLAP_BUNDLE_NETWORK names the config.
+        checkpoint: file of SAM's weights; empty as in `weights_file`. Of another network
+            FLAP_BUNDLE_NETWORK names the config.
         sha256: the only base accepted; empty for the one that the file names.
 
     Raises:
@@ -111,8 +119,11 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
             f"{file}: its metadata hold no settings to build the network with; name an adapter "
             "that a run or a site's own training has written"
         ) from error
+    except SettingsError as error:
+        raise UpdateError(f"{file}: {error}; its settings are another version's") from error
     federation = dataclasses.replace(federation, rank=spec.rank, site_ranks={})
-    site = Site(file.stem, Path(), checkpoint=str(checkpoint), bundle=bundle_file())
+    weights = weights_file(federation, checkpoint)
+    site = Site(file.stem, Path(), checkpoint=weights, bundle=bundle_file())
     network = make_network(federation, site)
     if sha256 and sha256.lower() != spec.base_sha256:
         raise OtherBaseError(
@@ -127,6 +138,16 @@ def load_trained(path: Path | str, checkpoint: Path | str = "", sha256: str = ""
         )
     put_on(network, federation, file, tensors)
     return Trained(network.eval(), federation, spec, file, said)
+
+
+def weights_file(federation: Federation, checkpoint: Path | str = "") -> str:
+    """The file of SAM's weights: the one given, else FLAP_SAM_CHECKPOINT's where one is needed.
+
+    The packaged ViT-T, a random base and another network than SAM need none.
+    """
+    if str(checkpoint) or federation.base == "random" or federation.arch in ("vit_t", OWN_NETWORK):
+        return str(checkpoint)
+    return os.environ.get(CHECKPOINT_VARIABLE, "")
 
 
 def _said(file: Path, extra: Mapping[str, str]) -> dict[str, Any]:
@@ -148,11 +169,12 @@ def put_on(
         tensors: what the file holds.
 
     Raises:
-        UpdateError: if one has no place or another shape, or one that is trained is missing.
+        UpdateError: if one has no place, another shape or is of the frozen base, or one that is
+            trained is missing.
     """
     adapter, offset, _ = parcel(dict(tensors))
-    places = dict(network.named_parameters())
-    trained = tuning.trainable(network, make_parts(federation))
+    places, parts = dict(network.named_parameters()), make_parts(federation)
+    trained = tuning.trainable(network, parts)
     for name, tensor in adapter.items():
         if name not in places:
             raise UpdateError(
@@ -163,6 +185,11 @@ def put_on(
             raise UpdateError(
                 f"{file}: {name} is {tuple(tensor.shape)}, the network's is "
                 f"{tuple(places[name].shape)}; the file's settings and tensors disagree"
+            )
+        if name not in trained and not parts.fixed(name):
+            raise UpdateError(
+                f"{file}: {name} is part of the frozen base, which no adapter changes; use the "
+                "file that a run has written"
             )
         places[name].data.copy_(tensor)
     for name in sorted(trained.keys() - adapter.keys()):

@@ -13,8 +13,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from flap_nvflare.flare import messages
-from flap_nvflare.flare.context import read_bundle, read_site
+from flap_nvflare.flare.context import read_bundle, read_limits, read_site
 from flap_nvflare.settings import OWN_NETWORK, Federation
+from flap_nvflare.site.reasons import SiteError
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,21 @@ class TaskReader:
         self, federation: Federation, rank: int, fl_ctx: FLContext
     ) -> dict[str, tuple[int, ...]]:
         if self._known is None or self._known[:2] != (federation, rank):
+            if federation.arch == OWN_NETWORK and not _allowed(federation, fl_ctx):
+                return {}
             self._known = federation, rank, shapes_up(federation, rank, read_bundle(fl_ctx))
         return self._known[2]
+
+
+def _allowed(federation: Federation, fl_ctx: FLContext) -> bool:
+    """Whether the site's limits let the job in: for no other is the site's own code run."""
+    limits = read_limits(fl_ctx)
+    try:
+        if limits is not None:
+            limits.check(federation)
+    except SiteError:
+        return False
+    return True
 
 
 def _names(fl_ctx: FLContext, name: str) -> tuple[str, ...]:

@@ -354,7 +354,7 @@ def _save_best(
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
     """The job before its first round: what every site draws from the seed, drawn here as well."""
     from flap_nvflare.bundle.builders import bundle_file, make_network, make_parts, shared_tensors
-    from flap_nvflare.sam.tuning import fixed, trainable
+    from flap_nvflare.sam.tuning import LORA_SUFFIXES, fixed
 
     checkpoint = os.environ.get(CHECKPOINT_VARIABLE, "")
     here = Site("server", Path(), checkpoint=checkpoint, bundle=bundle_file())
@@ -369,7 +369,11 @@ def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> Ser
         fixed=fixed(network, parts),
         parts=parts,
         state=ServerState(shared),
-        full_parameters=sum(p.numel() for p in trainable(network, "full").values()),
+        full_parameters=sum(
+            parameter.numel()
+            for name, parameter in network.named_parameters()
+            if not name.endswith(LORA_SUFFIXES)
+        ),
         sites=sites,
         downlink=Downlink(federation.download, shared),
     )

@@ -32,8 +32,19 @@ FROZEN_SUFFIXES = (LORA_A, LORA_B, OFFSET_A, OFFSET_B)
 # A plain name, of a site below its folder.
 _ADAPTER = re.compile(r"(sites/)?\w[\w .@+()-]{0,199}")
 _STATE_FORMAT = "flap_nvflare.server.1"
-# What `flap-nvflare evaluate` writes into a run's folder.
-_OF_SCANS = ("baselines", "evaluation", "pictures")
+# What a job itself writes. All else, such as an evaluation, its pictures and a page that shows
+# them, names cases or shows their slices, and is the server operator's own.
+_RESULTS = (
+    f"{LAST}.safetensors",
+    f"{BEST}.safetensors",
+    "sites",
+    "rounds.jsonl",
+    "cross_site.json",
+    "run.json",
+    "tensorboard",
+    "mlflow.db",
+    "mlflow.json",
+)
 
 
 class Saved(NamedTuple):
@@ -79,14 +90,10 @@ class RunFolder:
             self._lock.release(force=True)
 
     def publish(self, folder: Path) -> None:
-        """Copies the run's artifacts to `folder`, from where the administrator downloads them.
-
-        What an evaluation has put beside them names cases and shows their slices: it stays.
-        """
+        """Copies what the job wrote to `folder`, from where the administrator downloads it."""
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
-            ours = path.is_file() and not path.name.startswith((".", "server_"))
-            if ours and not name.parts[0].startswith(_OF_SCANS):
+            if path.is_file() and name.parts[0] in _RESULTS and not path.name.startswith("."):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
 

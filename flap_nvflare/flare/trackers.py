@@ -32,8 +32,8 @@ _MLFLOW_RUNS = "mlflow.json"  # in the run's folder: the MLflow run by site
 # a job that begins should stop, and one that runs tries again with its next round.
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 _RECEIVERS = {
     "tensorboard": ("nvflare.app_opt.tracking.tb.tb_receiver", "TBAnalyticsReceiver"),

@@ -118,4 +118,4 @@ class Tracking(FLComponent):
 
 def _said(error: Exception) -> str:
     """In one line, without the password that a tracker's address may hold."""
-    return re.sub(r"//[^/\s@]*@", "//", " ".join(str(error).split()))
+    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))

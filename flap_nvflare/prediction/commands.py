@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +37,10 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the masks")
     command.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="SAM's weights, if not in the package"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="SAM's weights, if not in the package; default FLAP_SAM_CHECKPOINT",
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto")
     command.add_argument(
@@ -68,7 +70,7 @@ def _predict(parsed: argparse.Namespace) -> int:
 
     inputs = find_inputs(parsed.scans, parsed.series)
     require_writable(parsed.out)
-    trained = load_trained(parsed.adapter, _checkpoint(parsed.checkpoint))
+    trained = load_trained(parsed.adapter, parsed.checkpoint or "")
     window, why = choose_window(trained.federation, parsed.window, parsed.site, parsed.data_root)
     _say(trained, window, why)
     cases = Cases(
@@ -89,12 +91,6 @@ def _predict(parsed: argparse.Namespace) -> int:
     if len(inputs) > 1:
         print(f"{len(inputs) - len(failed)} of {len(inputs)} scans have masks", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _checkpoint(given: Path | None) -> str:
-    from flap_nvflare.settings import CHECKPOINT_VARIABLE
-
-    return str(given or os.environ.get(CHECKPOINT_VARIABLE, ""))
 
 
 def _say(trained: Trained, window: Window, why: str) -> None:

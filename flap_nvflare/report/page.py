@@ -73,7 +73,7 @@ def data_banner(kinds: list[str]) -> tuple[str, str]:
     what = "this run" if len(kinds) == 1 else "these runs"
     if set(kinds) == {DATA[0]}:
         return (
-            f"The scans of {what} are SYNTHETIC: a demonstration, no patient's data.",
+            f"The scans of {what} are SYNTHETIC: a demonstration.",
             "synthetic",
         )
     if DATA[0] in kinds:

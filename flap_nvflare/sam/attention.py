@@ -32,6 +32,8 @@ from torch.nn import functional
 
 # Scores that a chunk may hold: 2 MiB in bf16, 4 MiB in float32, about a core's second cache.
 CHUNK = 2**20
+# New in torch 2.7; in 2.6 compiling says it as well, and gives the same numbers.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class EncoderAttention(nn.Module):
@@ -114,7 +116,7 @@ class EncoderAttention(nn.Module):
 
 def exporting() -> bool:
     """Whether torch is writing the network down, as TorchScript or as a graph (ONNX)."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or bool(_is_exporting())
 
 
 def fused_attention(qkv: Tensor, pad: Tensor, rows: Tensor, columns: Tensor, hot: Tensor) -> Tensor:

@@ -102,7 +102,8 @@ def test_its_files_are_those_of_the_model_zoo(bundle: Path, run_folder: Path) ->
     assert (bundle / "models" / "adapter.safetensors").read_bytes() == adapter
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     assert "0.432" in text
-    assert "synthetic CTs" in text
+    assert "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all" in text
+    assert "nothing low-rank is left at run time" in text
     assert "$" not in text
 
 
@@ -297,8 +298,14 @@ def test_what_cannot_be_exported_is_one_line(
     settings = json.loads(extra["federation"]) | {"class_names": ["liver", "spleen"]}
     other = tmp_path / "liver.safetensors"
     save_update(other, tensors, spec, {"federation": json.dumps(settings)})
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    shutil.copyfile(run_folder / "adapter_best.safetensors", damaged / "adapter_best.safetensors")
+    (damaged / "run.json").write_text("{", encoding="utf-8")
     for arguments, match in (
         ([str(tmp_path / "full"), "--adapter", str(run_folder)], "exists already"),
+        ([".", "--adapter", str(run_folder)], "name a folder that does not"),
+        ([str(tmp_path / "a"), "--adapter", str(damaged)], "run.json: is no JSON"),
         ([str(tmp_path / "a"), "--adapter", str(tmp_path / "none")], "there is no such adapter"),
         ([str(tmp_path / "a"), "--adapter", str(other)], "have no usual grey values"),
         ([str(tmp_path / "a"), "--adapter", str(run_folder), "--window", "5", "1", "0", "1"],
@@ -308,7 +315,25 @@ def test_what_cannot_be_exported_is_one_line(
         error = capsys.readouterr().err
         assert match in error
         assert error.strip().count("\n") == 0
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["full", "liver.safetensors"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "damaged", "full", "liver.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_method_without_adapters_is_called_so(
+    federation: Federation, site: Site, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(federation, method="decoder", rule="mean")
+    work = build_work(settings, site)
+    extra = {"federation": json.dumps(settings.to_dict()), "score": '"high"'}
+    file = tmp_path / "adapter.safetensors"
+    save_update(file, work.adapter(), work.spec_whole(), extra)
+    assert main(["export", "bundle", str(tmp_path / "out"), "--adapter", str(file)]) == 0
+    text = (tmp_path / "out" / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "fine-tuned by method `decoder` (rule `mean`" in text
+    assert "low-rank" not in text.replace("federated learning of low-rank adapters", "")
+    metadata = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text("utf-8"))
+    assert metadata["eval_metrics"] == {"validation_mean_dice": None}  # that is no number
 
 
 def test_the_window_is_the_one_asked_for(

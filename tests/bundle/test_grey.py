@@ -46,6 +46,7 @@ def test_a_sites_own_training_cases(federation: Federation, site: Site) -> None:
     [
         ({"values": [0, 1, 0, 1], "site": "A"}, "--window excludes"),
         ({"data_root": Path("scans")}, "--data-root scans: name one of its sites"),
+        ({"site": "A+B", "data_root": Path("scans")}, "--site A+B: pooled sites"),
         ({"site": "Q"}, "--site Q is none of Fed-KiTS2019"),
         ({"values": [5, 1, 0, 1]}, "low < high"),
         ({"site": "A", "data_root": Path("/nowhere")}, "/nowhere: no such folder"),

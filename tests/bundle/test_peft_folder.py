@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from own_networks import SETTINGS as OWN_SETTINGS
+from own_networks import write_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers_sam import transformers_sam
@@ -17,7 +19,7 @@ from flap_nvflare.adapter.factors import LORA_A, LORA_B, pairs
 from flap_nvflare.adapter.peft import CONFIG_FILE, MODEL_FILE, PeftError
 from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update
 from flap_nvflare.bundle.builders import make_network, make_parts
-from flap_nvflare.bundle.peft_export import HEAD_FILE, README_FILE, export_peft
+from flap_nvflare.bundle.peft_export import ADAPTER, HEAD_FILE, README_FILE, export_peft
 from flap_nvflare.bundle.peft_import import import_peft
 from flap_nvflare.bundle.trained import SETTINGS, load_trained
 from flap_nvflare.cli import main
@@ -26,7 +28,13 @@ from flap_nvflare.sam.backbone import architecture
 from flap_nvflare.sam.checkpoint import PACKAGED, fit_tables, read_checkpoint
 from flap_nvflare.sam.head import build_class_decoder
 from flap_nvflare.sam.offset import OFFSET_A, OFFSET_B
-from flap_nvflare.settings import Federation, OtherBaseError, SettingsError, Site
+from flap_nvflare.settings import (
+    BUNDLE_VARIABLE,
+    Federation,
+    OtherBaseError,
+    SettingsError,
+    Site,
+)
 
 SIZE, RANK = 48, 3
 SETTINGS_OF_TESTS = Federation.from_dict({"image_size": SIZE, "rank": RANK, "rule": "mean"})
@@ -267,6 +275,11 @@ def test_an_adapter_trained_on_in_peft_comes_back(tmp_path: Path) -> None:
             r"layers\.0\.attn\.qkv: the network of the settings has no",
         ),
         ({"method": "decoder"}, SettingsError, "no low-rank adapters"),
+        (
+            {"arch": "bundle", "method": "named", "parameters": ("a.*",)},
+            SettingsError,
+            "'named' has no low-rank adapters",
+        ),
         ({"rule": "core"}, SettingsError, "product alone"),
         ({"rule": "ffa"}, SettingsError, "as the seed draws it"),
     ],
@@ -303,3 +316,43 @@ def test_folders_that_are_none_are_refused(
     with pytest.raises(PeftError, match="'decoder' has no low-rank adapters"):
         export_peft(load_trained(bare), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({SETTINGS: "[1]"}, SettingsError, r"head\.safetensors: its settings can't be read"),
+        ({SETTINGS: "{"}, SettingsError, "--federation FILE"),
+        ({SETTINGS: '{"other": 1}'}, SettingsError, "setting 'other' is not allowed"),
+        ({"shapes": {"nowhere.x": [1]}}, PeftError, "'nowhere.x', which is no part of the network"),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_the_head_is_named(
+    change: dict[str, Any], error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "peft"
+    export_peft(load_trained(adapter(tmp_path)), folder)
+    tensors, spec, extra = load_update(folder / HEAD_FILE)
+    said = json.loads(extra[ADAPTER])
+    said["shapes"] |= change.get("shapes", {})
+    settings = change.get(SETTINGS, extra[SETTINGS])
+    extra |= {ADAPTER: json.dumps(said), SETTINGS: settings}
+    save_update(folder / HEAD_FILE, tensors, spec, extra)
+    with pytest.raises(error, match=match):
+        import_peft(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_network_than_sam_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BUNDLE_VARIABLE, str(write_unet(tmp_path)))
+    federation = Federation.from_dict(OWN_SETTINGS)
+    network = make_network(federation, Site("A", Path(), bundle=tmp_path / "unet.yaml"))
+    tensors = tuning.trainable(network, make_parts(federation))
+    spec = UpdateSpec.of(tensors, "named", RANK, network.base_sha256)
+    extra = {SETTINGS: json.dumps(federation.to_dict())}
+    save_update(tmp_path / "own.safetensors", tensors, spec, extra)
+    with pytest.raises(SettingsError, match=r"own\.safetensors: is of a network of one's own"):
+        export_peft(load_trained(tmp_path / "own.safetensors"), tmp_path / "peft")

@@ -47,3 +47,12 @@ def test_what_names_no_scan_is_refused(scans: Path) -> None:
         batches(scans, "*.nii")
     with pytest.raises(DataError, match=r"thresholded_sites.csv: is no NIfTI file"):
         batches(scans, "*.csv")
+
+
+def test_no_mask_replaces_that_of_another_scan(tmp_path: Path) -> None:
+    for ending in ("nii", "nii.gz"):
+        (tmp_path / f"one.{ending}").touch()
+    (tmp_path / "one.more.nii").touch()
+    with pytest.raises(DataError, match=r"one\.nii and .*one\.nii\.gz: their masks"):
+        batches(tmp_path, "*")
+    assert len(batches(tmp_path, "*.nii").paths) == 2

@@ -8,7 +8,7 @@ import torch
 
 from flap_nvflare.adapter.update import UpdateError, load_update, save_update
 from flap_nvflare.bundle.alone import Alone
-from flap_nvflare.bundle.trained import load_trained
+from flap_nvflare.bundle.trained import load_trained, weights_file
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.sam.segmenter import Segmenter
 from flap_nvflare.settings import Federation, OtherBaseError, Site
@@ -59,14 +59,34 @@ def test_what_is_no_whole_adapter_is_refused(trained: tuple, tmp_path: Path) -> 
     with pytest.raises(UpdateError, match="hold no settings"):
         load_trained(tmp_path / "bare.safetensors")
 
+    save_update(tmp_path / "later.safetensors", tensors, spec, {**extra, "federation": '{"a": 1}'})
+    with pytest.raises(UpdateError, match=r"later.safetensors: setting 'a' is not allowed"):
+        load_trained(tmp_path / "later.safetensors")
+
     name = next(iter(tensors))
+    frozen = "image_encoder.patch_embed.proj.bias"
+    base = load_trained(folder).network.state_dict()[frozen]
     for change, match in (
         ({}, f"{name} is missing"),
         ({name: torch.zeros(1)}, f"{name} is \\(1,\\)"),
         ({name: tensors[name], "sealed": torch.zeros(1)}, "sealed is no part of the network"),
+        ({name: tensors[name], frozen: base + 1}, f"{frozen} is part of the frozen base"),
     ):
         changed = {**{k: t for k, t in tensors.items() if k != name}, **change}
         shapes = {key: tuple(tensor.shape) for key, tensor in changed.items()}
         save_update(tmp_path / "x", changed, dataclasses.replace(spec, shapes=shapes), extra)
         with pytest.raises(UpdateError, match=match):
             load_trained(tmp_path / "x")
+
+
+def test_the_weights_are_the_given_ones_or_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLAP_SAM_CHECKPOINT", "sam.pth")
+    large = Federation(arch="vit_b")
+    assert weights_file(large) == "sam.pth"
+    assert weights_file(large, Path("other.pth")) == "other.pth"
+    for needs_none in (Federation(), Federation(arch="vit_b", base="random")):
+        assert weights_file(needs_none) == ""
+    monkeypatch.delenv("FLAP_SAM_CHECKPOINT")
+    assert weights_file(large) == ""

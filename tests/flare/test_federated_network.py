@@ -22,6 +22,7 @@ from test_reply_check import finished
 from wire import Wire, weights
 
 from flap_nvflare.adapter.update import load_update
+from flap_nvflare.bundle.own_network import build_own_network
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.asked import Asked, TaskReader, shapes_up
 from flap_nvflare.flare.context import read_limits
@@ -29,6 +30,7 @@ from flap_nvflare.flare.executor import FlapExecutor
 from flap_nvflare.flare.recipe import FlapRecipe
 from flap_nvflare.flare.reply_check import check_reply
 from flap_nvflare.flare.site_gate import SiteGate
+from flap_nvflare.sam.tuning import Parts
 from flap_nvflare.settings import BUNDLE_VARIABLE, Federation, SettingsError
 from flap_nvflare.site.reasons import SiteError
 
@@ -130,6 +132,18 @@ def test_a_site_that_has_not_allowed_it_is_left_alone(
     assert reply.get_header(messages.REASON)["code"] == reason
 
 
+@pytest.mark.parametrize(("limits", "built"), [(LIMITS, True), ("", False)])
+def test_a_job_that_is_refused_runs_none_of_the_sites_code(
+    wire: Wire, tmp_path: Path, limits: str, built: bool
+) -> None:
+    file, canary = tmp_path / "canary.yaml", tmp_path / "canary"
+    file.write_text(f"network_def: \"$__import__('pathlib').Path('{canary}').touch()\"\n")
+    policy(wire.site_contexts["A"], tmp_path, f"bundle: {file}\n{limits}")
+    asked(wire)  # by the last gate
+    trained(wire)  # by the executor
+    assert canary.exists() is built
+
+
 def test_a_site_allows_a_job_no_more_than_its_own_names(wire: Wire) -> None:
     limits = read_limits(wire.site_contexts["A"])
     assert limits is not None
@@ -178,6 +192,12 @@ def test_names_need_the_network_that_they_are_of() -> None:
     with pytest.raises(SettingsError, match="parameters with arch vit_t"):
         Federation(parameters=NAMED)
     assert Federation.from_dict(OWN.to_dict()) == OWN
+
+
+def test_run_json_counts_all_of_the_network(wire: Wire, tmp_path: Path) -> None:
+    network = build_own_network(OWN, tmp_path / "unet.yaml", Parts("named", parameters=NAMED))
+    assert wire.job.full_parameters == sum(p.numel() for p in network.parameters())
+    assert wire.job.full_parameters > wire.job.spec.parameters
 
 
 def test_the_recipe_hands_the_names_to_its_filters(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -114,3 +116,14 @@ def test_chunked_refuses_what_it_has_no_gradient_for() -> None:
     layer.qkv.bias.requires_grad_()
     with pytest.raises(ValueError, match="take 'auto'"):
         layer(torch.randn(1, 4, 4, 8, dtype=torch.float64))
+
+
+def test_torch_2_6_has_no_word_for_exporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.compiler, "is_exporting")
+    spec = importlib.util.spec_from_file_location("attention_on_2_6", attention.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look for their module
+    spec.loader.exec_module(module)
+    assert module.exporting() is False
