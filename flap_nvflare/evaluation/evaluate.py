@@ -25,6 +25,7 @@ from flap_nvflare.evaluation.models import (
 from flap_nvflare.evaluation.pictures import Pictures
 from flap_nvflare.evaluation.scoring import Scores, count_cases, score
 from flap_nvflare.evaluation.summary import Bootstrap, collaborative_gain, summarise
+from flap_nvflare.prediction.cases import require_writable
 from flap_nvflare.settings import SettingsError, Site
 
 FORMAT = "flap_nvflare.evaluation.1"
@@ -115,6 +116,7 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> dict[str, Any]:
         settings = models[0].federation if run is None else run.federation
         federation = dataclasses.replace(settings, site_ranks={})
         cases = count_cases(sites, disk, federation, asked.split)
+        require_writable(folder)
         if asked.compares:
             models += _compared(asked, run, sites, disk, base, listener)
         listener.task("scoring", cases * len(models))

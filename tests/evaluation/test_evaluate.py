@@ -252,6 +252,7 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
         (["--leave-one-out", "Q"], "site 'Q' is none of this run's: A, B"),
         (["--checkpoint-sha256", "ffff"], "only ffff is accepted"),
         (["--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--out", "/dev/null/out"], "/dev/null/out: cannot be written to"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
