@@ -36,7 +36,12 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--sites", nargs="+", default=(), metavar="SITE", help="sites to score (default: the run's)"
     )
     command.add_argument("--split", choices=("test", "validation"), default="test")
-    command.add_argument("--checkpoint", default="", metavar="FILE", help="SAM's official weights")
+    command.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help="SAM's weights, if not in the package; default FLAP_SAM_CHECKPOINT",
+    )
     command.add_argument(
         "--checkpoint-sha256", default="", metavar="HEX", help="the only base accepted"
     )

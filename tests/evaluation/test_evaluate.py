@@ -266,6 +266,14 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not (run / "evaluation.json").exists()
 
 
+def test_sams_weights_in_the_environment_are_not_given_to_another_network(
+    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAP_SAM_CHECKPOINT", str(tmp_path / "sam_vit_b.pth"))
+    asked = ["--sites", "A", "--pictures", "0", "--out", str(tmp_path / "out"), *CPU]
+    assert main(["evaluate", str(run), "--data-root", str(scans), *asked]) == 0
+
+
 def test_a_split_without_cases_is_named(
     run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
