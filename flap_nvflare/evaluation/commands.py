@@ -36,7 +36,12 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--sites", nargs="+", default=(), metavar="SITE", help="sites to score (default: the run's)"
     )
     command.add_argument("--split", choices=("test", "validation"), default="test")
-    command.add_argument("--checkpoint", default="", metavar="FILE", help="SAM's official weights")
+    command.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help="SAM's weights, if not in the package; default FLAP_SAM_CHECKPOINT",
+    )
     command.add_argument(
         "--checkpoint-sha256", default="", metavar="HEX", help="the only base accepted"
     )
@@ -114,12 +119,14 @@ class Bars:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._now: TaskID | None = None
         self._total = 0.0

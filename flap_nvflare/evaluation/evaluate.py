@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from flap_nvflare.bundle.builders import make_site
+from flap_nvflare.bundle.trained import weights_file
 from flap_nvflare.data.kits import is_synthetic, site_names
 from flap_nvflare.evaluation import baselines
 from flap_nvflare.evaluation.models import (
@@ -25,6 +26,7 @@ from flap_nvflare.evaluation.models import (
 from flap_nvflare.evaluation.pictures import Pictures
 from flap_nvflare.evaluation.scoring import Scores, count_cases, score
 from flap_nvflare.evaluation.summary import Bootstrap, collaborative_gain, summarise
+from flap_nvflare.prediction.cases import require_writable
 from flap_nvflare.settings import SettingsError, Site
 
 FORMAT = "flap_nvflare.evaluation.1"
@@ -40,7 +42,7 @@ class Asked:
         data_root: folder with the scans.
         sites: sites whose cases are scored; empty for the run's, or of an adapter all in the data.
         split: one of `SPLITS`.
-        checkpoint: SAM's official file; empty as in `bundle.builders.make_site`.
+        checkpoint: SAM's official file; empty as in `bundle.trained.weights_file`.
         checkpoint_sha256: the only base accepted; empty for the one that the adapter names.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         tolerance: mm of the normalised surface Dice.
@@ -108,13 +110,14 @@ def evaluate(asked: Asked, folder: Path, listener: Listener) -> dict[str, Any]:
     """
     run = read_run(asked.path)
     sites = _sites(asked, run)
-    with _disks(asked) as disk:
-        base = (disk("any").checkpoint, asked.checkpoint_sha256)
-        models = read_models(asked.path, run, *base)
-        # Without ranks of single sites: every adapter is scored at its whole rank.
-        settings = models[0].federation if run is None else run.federation
-        federation = dataclasses.replace(settings, site_ranks={})
+    base = (asked.checkpoint, asked.checkpoint_sha256)
+    models = read_models(asked.path, run, *base)
+    # Without ranks of single sites: every adapter is scored at its whole rank.
+    settings = models[0].federation if run is None else run.federation
+    federation = dataclasses.replace(settings, site_ranks={})
+    with _disks(asked, weights_file(federation, asked.checkpoint)) as disk:
         cases = count_cases(sites, disk, federation, asked.split)
+        require_writable(folder)
         if asked.compares:
             models += _compared(asked, run, sites, disk, base, listener)
         listener.task("scoring", cases * len(models))
@@ -165,7 +168,7 @@ def notes(run: Run | None) -> list[str]:
 
 
 @contextmanager
-def _disks(asked: Asked) -> Iterator[baselines.Disk]:
+def _disks(asked: Asked, checkpoint: str) -> Iterator[baselines.Disk]:
     """A site's disk by its name; where baselines train, with a place for prepared scans, which
     several of them read, while it lasts."""
     with TemporaryDirectory(prefix="flap_evaluation_") as cache:
@@ -174,10 +177,11 @@ def _disks(asked: Asked) -> Iterator[baselines.Disk]:
             site = make_site(
                 name,
                 asked.data_root,
-                asked.checkpoint or None,
-                asked.checkpoint_sha256,
+                checkpoint_sha256=asked.checkpoint_sha256,
                 device=asked.device,
             )
+            # Not what the environment names for a network that needs no such file.
+            site = dataclasses.replace(site, checkpoint=checkpoint)
             return dataclasses.replace(site, state_dir=Path(cache)) if asked.compares else site
 
         yield disk

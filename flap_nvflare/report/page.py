@@ -47,6 +47,7 @@ def render_run(run: Run) -> str:
         forest=blocks.forest(scores.side_by_side(run)),
         models=score_tables.model_table(run, evaluated),
         classes=score_tables.class_table(run, evaluated),
+        classes_said=", ".join(shown(name) for name in run.class_names),
         unseen=score_tables.unseen_table(run),
         score_notes=score_tables.notes(run),
         gain=blocks.gain_bars(gains),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flap_nvflare.report import blocks, figures, scores
 from flap_nvflare.report.charts import Table
@@ -26,9 +26,10 @@ def site_table(run: Run) -> Table | None:
     for row in found:
         cells = [shown(row.site) + (" (never trained)" if row.seen is False else "")]
         cells += [dice_text(row.figures["dice"].get(name)) for name in classes]
-        for name in figures_there:
-            text = dice_text if name == "nsd" else millimetres_text
-            cells.append(text(row.figures[name].get("mean")))
+        if "nsd" in figures_there:
+            cells.append(dice_text(row.figures["nsd"].get("mean")))
+        if "hd95" in figures_there:
+            cells.append(_distances(row.figures["hd95"].get(name) for name in run.class_names))
         sent = [] if run.alone else [bytes_text(one) for one in figures.site_bytes(run, row.site)]
         lines.append((*cells, str(row.cases) if row.cases else NONE, *sent))
     return Table(tuple(header), tuple(lines))
@@ -45,7 +46,7 @@ def matrix(run: Run) -> HeatMap | None:
 
 
 def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
-    """The evaluated models side by side, means over the classes."""
+    """The evaluated models side by side, means over the classes, but of HD95."""
     if not models:
         return None
     header = ["model", "kind", "Dice", "worst site", "its Dice", "NSD", "HD95, mm"]
@@ -66,11 +67,16 @@ def model_table(run: Run, models: Sequence[scores.Model]) -> Table | None:
                 shown(dice.worst_site) or NONE,
                 dice_text(dice.worst),
                 dice_text(model.spread("nsd").mean),
-                millimetres_text(model.spread("hd95").mean),
+                _distances(model.spread("hd95", name).mean for name in run.class_names),
                 *(dice_text(model.spread(name).mean) for name, _ in others),
             )
         )
     return Table(tuple(header), tuple(lines), left=2)
+
+
+def _distances(by_class: Iterable[float | None]) -> str:
+    """HD95 by class: their mean would be the better for a class that is never predicted."""
+    return " / ".join(map(millimetres_text, by_class)) or NONE
 
 
 def class_table(run: Run, models: Sequence[scores.Model]) -> Table | None:

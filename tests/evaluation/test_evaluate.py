@@ -252,6 +252,7 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
         (["--leave-one-out", "Q"], "site 'Q' is none of this run's: A, B"),
         (["--checkpoint-sha256", "ffff"], "only ffff is accepted"),
         (["--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--out", "/dev/null/out"], "/dev/null/out: cannot be written to"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -260,8 +261,17 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert main(["evaluate", str(run), "--data-root", str(scans), *CPU, *arguments]) == 1
     said = capsys.readouterr().err
     assert error in said
-    assert said.splitlines()[-1].startswith("flap-nvflare evaluate: ")
+    assert said.startswith("flap-nvflare evaluate: ")
+    assert said.count("\n") == 1
     assert not (run / "evaluation.json").exists()
+
+
+def test_sams_weights_in_the_environment_are_not_given_to_another_network(
+    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAP_SAM_CHECKPOINT", str(tmp_path / "sam_vit_b.pth"))
+    asked = ["--sites", "A", "--pictures", "0", "--out", str(tmp_path / "out"), *CPU]
+    assert main(["evaluate", str(run), "--data-root", str(scans), *asked]) == 0
 
 
 def test_a_split_without_cases_is_named(

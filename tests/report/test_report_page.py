@@ -127,6 +127,9 @@ def test_a_page_of_every_kind_of_run(tmp_path: Path) -> None:
     assert "Federations without a site" in texts["evaluated"]
     assert "Scores are of the adapter of round 3." in texts["evaluated"]
     assert "NSD with a tolerance of 2 mm" in texts["evaluated"]
+    # Of a site no tumour was found; a mean of the classes would hide it.
+    assert "12.2 / \N{EN DASH}" in texts["evaluated"]
+    assert "HD95 is given by class (kidney, tumour)" in texts["evaluated"]
     assert sum(tag == "img" for tag, _ in pages["evaluated"].tags) == 2
     assert "flap-nvflare evaluate RUN" in texts["whole"]
     assert "What travelled" not in texts["alone"]
