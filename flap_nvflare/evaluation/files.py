@@ -33,6 +33,7 @@ def write_files(folder: Path, found: Mapping[str, Any]) -> None:
         (EVALUATION, text),
     ):
         write_atomic(folder / name, content.encode())
+        (folder / name).chmod(0o600)  # names of cases stand in two of them
 
 
 def _case_rows(found: Mapping[str, Any]) -> Iterator[list[Any]]:

@@ -29,7 +29,7 @@ class Picture:
     Attributes:
         file: its path below the evaluation's folder.
         site, case, model: whose scan, and whose prediction.
-        slice: which slice, from the head.
+        slice: which slice, the one nearest to the head being 1.
     """
 
     file: str
@@ -91,13 +91,14 @@ class Pictures:
                 square(plane, volume.spacing[1:], _LARGEST)
                 for plane in (grey, volume.label[index], predicted)
             ]
-            picture = Picture(f"{FOLDER}/{site}_{name}_{index}.png", site, name, index, model)
+            number = index + 1
+            picture = Picture(f"{FOLDER}/{site}_{name}_{number}.png", site, name, number, model)
             path = self.folder / picture.file
             path.parent.mkdir(parents=True, exist_ok=True)
             draw_panels(
                 path,
                 [
-                    (f"{site}, {name}, slice {index}", planes[0], None),
+                    (f"{site}, {name}, slice {number} of {len(volume.label)}", planes[0], None),
                     ("truth", planes[0], planes[1]),
                     (f"prediction: {model}", planes[0], planes[2]),
                 ],

@@ -114,7 +114,11 @@ def test_the_tables_hold_the_same_figures(evaluated: Path) -> None:
 def test_pictures_are_of_the_worst_case_of_each_site(evaluated: Path) -> None:
     found = read(evaluated)
     assert [picture["site"] for picture in found["pictures"]] == ["A", "B"]
+    files = [evaluated / name for name in ("evaluation.json", "evaluation.csv")]
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)  # cases have names there
     for picture in found["pictures"]:
+        assert picture["file"].endswith(f"_{picture['slice']}.png")
+        assert 1 <= picture["slice"] <= 5
         cases = found["models"]["federated"]["sites"][picture["site"]]["cases"]
         dice = {c["case"]: np.mean([d for d in c["dice"] if d is not None]) for c in cases}
         assert dice[picture["case"]] == min(dice.values())
