@@ -51,7 +51,7 @@ SCAFFOLD = {"rule": "residual", "optimizer": "scaffold", "image_size": 32}
 CASES = (
     ("site", {}, "site", pytest.mark.slow),
     ("server", {}, "server", pytest.mark.slow),
-    ("server", SCAFFOLD, "server, residual and scaffold", pytest.mark.slow),
+    ("server", SCAFFOLD, "server, residual and scaffold", pytest.mark.long),
     ("server", {**CODED, "image_size": 32}, "server, coded", pytest.mark.long),
 )
 

@@ -103,8 +103,15 @@ def test_an_offset_and_control_variates_are_those_of_one_process(
     same_without_flare(residual, run, Federation(**changes), tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", ["stack", "core", "share_a", "alternate"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param("stack", marks=pytest.mark.slow),
+        pytest.param("share_a", marks=pytest.mark.slow),
+        pytest.param("core", marks=pytest.mark.long),
+        pytest.param("alternate", marks=pytest.mark.long),
+    ],
+)
 def test_a_rule_that_trains_or_sends_other_parts_runs_to_its_end(
     simulation: Callable, rule: str
 ) -> None:
