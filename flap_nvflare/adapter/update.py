@@ -202,11 +202,15 @@ def load_update(path: Path | str) -> tuple[dict[str, torch.Tensor], UpdateSpec, 
     return tensors, spec, extra
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, on the disk when this returns; a kill leaves the old file."""
+def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Replaces `path` by `content`, on the disk when this returns; a kill leaves the old file.
+
+    `mode` is the new file's, less what the umask takes away.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

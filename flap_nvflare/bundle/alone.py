@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from flap_nvflare.adapter.update import load_update, save_update
-from flap_nvflare.bundle.trained import SETTINGS, put_on
+from flap_nvflare.adapter.update import load_update, save_update, write_atomic
+from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS, put_on
 from flap_nvflare.settings import SettingsError
 from flap_nvflare.training.scores import SiteScore
 from flap_nvflare.training.work import Progress, SiteWork
 
 logger = logging.getLogger(__name__)
 
-LAST = "adapter_last.safetensors"
-BEST = "adapter_best.safetensors"
 MOMENTS = "moments-{:05d}.safetensors"
 ROUNDS = "rounds.jsonl"
 SCORES = "scores.json"
@@ -68,7 +65,7 @@ class Alone:
             if dice is not None and (best is None or dice > best):
                 best = dice
                 if self.work.ranks.first:
-                    self._save(BEST, index)
+                    self._save(BEST_FILE, index)
             lines.append(
                 {
                     "round": index,
@@ -93,7 +90,7 @@ class Alone:
     def _start(self, resume: bool) -> list[dict[str, Any]]:
         """The lines of the rounds already done."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / LAST).exists():
+        if not (self.folder / LAST_FILE).exists():
             return []
         if not resume:
             raise SettingsError(
@@ -102,16 +99,17 @@ class Alone:
             )
         text = (self.folder / ROUNDS).read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
-        done = int(self._load(self.folder / LAST)["round"])
+        done = int(self._load(self.folder / LAST_FILE)["round"])
         self.work.load_state(self.folder / MOMENTS.format(done), reset_factors=False)
         return lines[: done + 1]
 
     def _keep(self, index: int, lines: list[dict[str, Any]]) -> None:
         """Writes the round that has ended."""
-        _write(self.folder / ROUNDS, "".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomic(self.folder / ROUNDS, text.encode())
         # The last adapter names the round that counts, so it is written after all else.
         self.work.save_state(self.folder / MOMENTS.format(index))
-        self._save(LAST, index)
+        self._save(LAST_FILE, index)
         (self.folder / MOMENTS.format(index - 1)).unlink(missing_ok=True)
         dice = lines[index]["dice"]["mean"]
         logger.info(
@@ -155,17 +153,8 @@ class Alone:
         }
         if self.work.ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / SCORES, json.dumps(values, indent=2) + "\n")
+            text = json.dumps(values, indent=2) + "\n"
+            write_atomic(self.folder / SCORES, text.encode())
             for split, score in scores.items():
                 logger.info("site %s, %s: Dice by class %s", score.site, split, score.by_class())
         return values
-
-
-def _write(path: Path, text: str) -> None:
-    """Puts `text` at `path`, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -7,6 +7,7 @@ import numpy as np
 # By class, from class 1; the same again from the start if there are more. Told apart by people
 # who are colour-blind as well (M. Okabe and K. Ito, Color Universal Design, 2008).
 COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167))
+LARGEST = 512  # pixels of the longer side of a slice in a picture
 _TINT = 0.45
 
 

@@ -44,6 +44,11 @@ class Window:
         scaled: np.ndarray = (clipped - np.float32(self.mean)) / np.float32(self.std)
         return scaled.astype(np.float32, copy=False)
 
+    def shown(self, image: np.ndarray) -> np.ndarray:
+        """HU as grey values for a picture: 0 and 1 are the window's ends, not clipped."""
+        grey: np.ndarray = (image - self.low) / (self.high - self.low)
+        return grey
+
 
 # Fed-KiTS2019 with its training cases of each site (arXiv 2407.21739).
 KITS_WINDOWS = {

@@ -20,8 +20,8 @@ from typing import Any
 from flap_nvflare.adapter.parcel import Parcel
 from flap_nvflare.adapter.update import UpdateSpec, load_update, save_update, write_atomic
 from flap_nvflare.aggregation import least_sites
-from flap_nvflare.bundle.alone import BEST, LAST, Alone
-from flap_nvflare.bundle.trained import SETTINGS
+from flap_nvflare.bundle.alone import Alone
+from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.experiment import Curve, federate, show_adapter
 from flap_nvflare.settings import Federation, SettingsError, Site
@@ -103,8 +103,8 @@ def train(baseline: Baseline, federation: Federation, disk: Disk, folder: Path, 
         else:
             work = build_work(federation, disk(POOL.join(baseline.trained_on)))
             Alone(work, folder).train(resume=True, progress=_steps(federation.rounds, told))
-    best = folder / BEST  # none without validation cases: the last counts, as in a run
-    return best if best.is_file() else folder / LAST
+    best = folder / BEST_FILE  # none without validation cases: the last counts, as in a run
+    return best if best.is_file() else folder / LAST_FILE
 
 
 def claim(baseline: Baseline, federation: Federation, disk: Disk, folder: Path) -> None:
@@ -158,7 +158,7 @@ def _check(baseline: Baseline, federation: Federation) -> None:
 
 def _done(folder: Path, rounds: int) -> bool:
     """Whether the last round's adapter is there; it is written after the best one."""
-    last = folder / LAST
+    last = folder / LAST_FILE
     return last.is_file() and int(json.loads(load_update(last)[2]["round"])) == rounds - 1
 
 
@@ -223,8 +223,8 @@ def _federate(
         state = federate(sites, federation, told_of_a_site, best).state
     base = next(iter(sites.values())).work.network.base_sha256
     if best is not None and best.adapter is not None:
-        _save(folder / BEST, best.adapter, federation, base, best.round)
-    _save(folder / LAST, state.parcel(), federation, base, federation.rounds - 1)
+        _save(folder / BEST_FILE, best.adapter, federation, base, best.round)
+    _save(folder / LAST_FILE, state.parcel(), federation, base, federation.rounds - 1)
 
 
 def _save(

@@ -32,8 +32,7 @@ def write_files(folder: Path, found: Mapping[str, Any]) -> None:
         (SUMMARY, _csv(_summary_rows(found))),
         (EVALUATION, text),
     ):
-        write_atomic(folder / name, content.encode())
-        (folder / name).chmod(0o600)  # names of cases stand in two of them
+        write_atomic(folder / name, content.encode(), 0o600)  # cases have names in two of them
 
 
 def _case_rows(found: Mapping[str, Any]) -> Iterator[list[Any]]:

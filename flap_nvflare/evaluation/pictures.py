@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from flap_nvflare.data.planes import square
+from flap_nvflare.data.planes import LARGEST, square
 from flap_nvflare.data.volume import load_volume
 from flap_nvflare.prediction.picture import draw_panels
 from flap_nvflare.training.scores import CaseScore
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flap_nvflare.data.prepared import Prepared
 
 FOLDER = "pictures"
-_LARGEST = 512  # pixels of a panel's longer side
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Pictures:
         for _, name, index, predicted in worst:
             assert window is not None
             volume = load_volume(cases[name], work.federation.classes)
-            grey = (volume.image[index] - window.low) / (window.high - window.low)
+            grey = window.shown(volume.image[index])
             planes = [
-                square(plane, volume.spacing[1:], _LARGEST)
+                square(plane, volume.spacing[1:], LARGEST)
                 for plane in (grey, volume.label[index], predicted)
             ]
             number = index + 1

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flap_nvflare.data.planes import square
+from flap_nvflare.data.planes import LARGEST, square
 from flap_nvflare.data.scan import Scan
 from flap_nvflare.data.window import Window
 from flap_nvflare.prediction.picture import draw_panels
 
 _SLICES = 3
-_LARGEST = 512  # pixels of a panel's side
 
 
 def slices_to_show(mask: np.ndarray) -> list[int]:
@@ -46,8 +45,8 @@ def draw_overlay(
     """
     panels = []
     for number in slices_to_show(mask):
-        grey = (scan.slab(number, number + 1)[0] - window.low) / (window.high - window.low)
+        grey = window.shown(scan.slab(number, number + 1)[0])
         title = f"slice {number + 1} of {len(mask)}"
         steps = scan.spacing[1:]
-        panels.append((title, square(grey, steps, _LARGEST), square(mask[number], steps, _LARGEST)))
+        panels.append((title, square(grey, steps, LARGEST), square(mask[number], steps, LARGEST)))
     return draw_panels(path, panels, class_names)

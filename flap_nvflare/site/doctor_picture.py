@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flap_nvflare.data.planes import square, tinted
+from flap_nvflare.data.planes import LARGEST, square, tinted
 from flap_nvflare.data.volume import Volume
 
-_LARGEST = 512  # pixels of a slice's side
 _GAP = 6
 
 
@@ -43,7 +42,7 @@ def picture(volume: Volume) -> np.ndarray:
     columns = []
     for number in slices_to_show(volume.label):
         image, label = (
-            square(a[number], volume.spacing[1:], _LARGEST) for a in (volume.image, volume.label)
+            square(a[number], volume.spacing[1:], LARGEST) for a in (volume.image, volume.label)
         )
         grey = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255
         plain = np.repeat(grey[:, :, None], 3, axis=2)
