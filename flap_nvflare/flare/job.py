@@ -138,8 +138,19 @@ class ServerJob:
         if self.federation.site_ranks:  # a site of smaller rank takes the first directions
             whole = strongest_first(whole)
         frozen = {**self.fixed, **self.state.offset}
-        said = {"round": round_index, SETTINGS: self.federation.to_dict()}
-        self.folder.save(f"sites/{site}", whole, spec, frozen, **said)
+        self.save(f"sites/{site}", whole, spec, frozen, round=round_index)
+
+    def save(
+        self,
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        spec: UpdateSpec,
+        frozen: Mapping[str, torch.Tensor],
+        **said: Any,
+    ) -> None:
+        """Writes an adapter of the run; its file names the settings that it was made with."""
+        settings = {SETTINGS: self.federation.to_dict()}
+        self.folder.save(name, tensors, spec, frozen, **said, **settings)
 
     def load_adapter(
         self, name: str, rank: int
@@ -346,9 +357,7 @@ def _save_best(
     ordered = dict(sorted(scores.items()))
     score = sum(ordered.values()) / len(ordered)
     frozen = {} if job.cipher is not None else {**job.fixed, **state.offset}
-    said = {"rounds": rounds, "score": score, "scores": ordered}
-    said[SETTINGS] = job.federation.to_dict()
-    job.folder.save(BEST, state.tensors, job.stored, frozen, **said)
+    job.save(BEST, state.tensors, job.stored, frozen, rounds=rounds, score=score, scores=ordered)
 
 
 def _first_job(federation: Federation, name: str, sites: tuple[str, ...]) -> ServerJob:
@@ -392,6 +401,5 @@ def save_round(job: ServerJob, round_index: int) -> None:
         {prefix + name: value for prefix, part in parts.items() for name, value in part.items()},
         turned=state.turned,
     )
-    said = {"rounds": round_index + 1, SETTINGS: job.federation.to_dict()}
-    job.folder.save(LAST, state.tensors, job.stored, job.unchanging, **said)
+    job.save(LAST, state.tensors, job.stored, job.unchanging, rounds=round_index + 1)
     job.folder.drop_states(round_index + 1)
