@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     from flap_nvflare.bundle.commands import add_export
     from flap_nvflare.bundle.peft_commands import add_import
     from flap_nvflare.evaluation.commands import add_evaluate
+    from flap_nvflare.experiments.commands import add_experiment
     from flap_nvflare.prediction.commands import add_predict
     from flap_nvflare.report.commands import add_report
     from flap_nvflare.site.commands import add_site
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_count(commands)
     _add_doctor(commands)
     add_evaluate(commands)
+    add_experiment(commands)
     add_export(commands)
     add_import(commands)
     _add_phantom(commands)

@@ -21,7 +21,7 @@ import yaml
 
 from flap_nvflare.comparison_rows import ROWS, TABLES
 from flap_nvflare.data.kits import site_names
-from flap_nvflare.experiment import run
+from flap_nvflare.in_process import run
 from flap_nvflare.settings import Federation
 
 

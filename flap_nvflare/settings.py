@@ -35,6 +35,8 @@ CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
 BUNDLE_VARIABLE = "FLAP_BUNDLE_NETWORK"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
 SOURCE_VARIABLE = "FLAP_DATA_SOURCE"
+HOME_VARIABLE = "FLAP_HOME"
+RESUME_VARIABLE = "FLAP_RESUME"
 SWITCHES = ("auto", "on", "off")
 # The switches of a site: how its hardware runs the network.
 HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
