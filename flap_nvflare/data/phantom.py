@@ -8,17 +8,12 @@ into one folder at the same time.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -33,10 +28,10 @@ from flap_nvflare.data.anatomy import (
 from flap_nvflare.data.canvas import Canvas
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
-from flap_nvflare.data.kits import IMAGE, LABEL, MANIFEST, TABLE
+from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
+from flap_nvflare.data.phantom_files import PhantomCase, PhantomFolder, write_folder
 
 VERSION = 2
-_PRIVATE = ".phantom-"
 _SIDE = 128
 
 
@@ -100,16 +95,6 @@ PHANTOM_SITES = {
 }
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A line of the table."""
-
-    name: str
-    site: str
-    split: str
-    index: int
-
-
 def write_phantom(
     root: Path | str,
     seed: int = 0,
@@ -134,22 +119,14 @@ def write_phantom(
             if a site is unknown.
     """
     folder = Path(root)
-    wanted = list(PHANTOM_SITES) if sites is None else list(dict.fromkeys(sites))
-    unknown = [site for site in wanted if site not in PHANTOM_SITES]
-    if unknown:
-        raise DataError(f"no synthetic site {unknown}; expected some of {list(PHANTOM_SITES)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"seed is {seed!r}; give a whole number from 0")
     if not 0.0 <= difference <= 10.0:
         raise DataError(f"difference is {difference!r}; give a number from 0 to 10")
-    entries = _entries()
-    _claim(folder, seed, difference, {entry.name for entry in entries})
-    _write_table(folder, entries)
-    todo = [entry for entry in entries if entry.site in wanted]
-    for done, entry in enumerate(todo, start=1):
-        _write_case(folder, entry, seed, difference)
-        if progress is not None:
-            progress(done, len(todo))
+    values: dict[str, object] = {"seed": seed}
+    if difference != 1.0:
+        values["difference"] = difference
+    write_folder(folder, _content(seed, difference), values, sites, progress)
     return folder
 
 
@@ -196,103 +173,23 @@ def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
 
-def _entries() -> list[_Entry]:
-    """All lines of the table; the numbers of the cases run through the sites."""
-    entries: list[_Entry] = []
-    for site, scanner in PHANTOM_SITES.items():
-        for index in range(scanner.train + scanner.test):
-            split = "train" if index < scanner.train else "test"
-            entries.append(_Entry(f"case_{len(entries):05d}", site, split, index))
-    return entries
-
-
-def _claim(folder: Path, seed: int, difference: float, names: set[str]) -> None:
-    """Makes the folder ours, or checks that it is; the manifest is the first file in it."""
-    manifest = folder / MANIFEST
-    ours: dict[str, object] = {"synthetic": True, "version": VERSION, "seed": seed}
-    if difference != 1.0:
-        ours["difference"] = difference
-    folder.mkdir(parents=True, exist_ok=True)
-    # Names first, manifest second: whoever wrote a case meanwhile wrote the manifest before it.
-    present = _visible(folder)
-    if not manifest.is_file():
-        _refuse_foreign(folder, present)
-        _place(manifest, json.dumps(ours, indent=2).encode(), only_if_missing=True)
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{manifest}: is no JSON ({error}); name another folder") from error
-    if found != ours:
-        raise DataError(
-            f"{manifest}: the folder holds {found}, asked for {ours}; name another folder"
-        )
-    _refuse_foreign(folder, _visible(folder) - {MANIFEST, TABLE, *names})
-
-
-def _visible(folder: Path) -> set[str]:
-    """Names in the folder but for hidden ones, among which are files still being written."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-
-
-def _refuse_foreign(folder: Path, foreign: set[str]) -> None:
-    if foreign:
-        raise DataError(
-            f"{folder}: holds {min(foreign)!r} and {len(foreign) - 1} more that are not synthetic; "
-            f"name an empty folder, real scans are never overwritten"
-        )
-
-
-def _write_table(folder: Path, entries: list[_Entry]) -> None:
+def _content(seed: int, difference: float) -> PhantomFolder:
+    """All cases and the table; the numbers of the cases run through the sites."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case_ids", "site_ids", "train_test_split", "train_test_split_silo"])
-    for entry in entries:
-        number = list(PHANTOM_SITES).index(entry.site)
-        writer.writerow([entry.name, number, entry.split, f"{entry.split}_{number}"])
-    _place(folder / TABLE, text.getvalue().encode())
-
-
-def _write_case(folder: Path, entry: _Entry, seed: int, difference: float) -> None:
-    """Writes a case under another name first, so that a case folder is always complete."""
-    target = folder / entry.name
-    if all((target / name).is_file() for name in (IMAGE, LABEL)):
-        return
-    image, label, affine = phantom_case(entry.site, entry.index, seed, difference)
-    work = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=folder))
-    try:
-        for name, array in ((IMAGE, image), (LABEL, label)):
-            nifti = nib.Nifti1Image(array, affine)
-            nifti.header.set_xyzt_units("mm")
-            # A time stamp would make equal files differ.
-            (work / name).write_bytes(gzip.compress(nifti.to_bytes(), 1, mtime=0))
-        work.chmod(0o755)
-        try:
-            work.rename(target)
-        except OSError:
-            # Another process was faster, or a file was lost: the bytes are the same.
-            for name in (IMAGE, LABEL):
-                (work / name).replace(target / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
-    """Writes a file at once, never in part."""
-    handle, name = tempfile.mkstemp(prefix=_PRIVATE, dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    part = Path(name)
-    part.chmod(0o644)
-    try:
-        if only_if_missing:
-            path.hardlink_to(part)
-        else:
-            part.replace(path)
-    except FileExistsError:
-        pass  # another process was faster
-    except OSError:
-        if not only_if_missing:
-            raise
-        part.replace(path)  # a file system without hard links
-    finally:
-        part.unlink(missing_ok=True)
+    cases: list[PhantomCase] = []
+    for number, (site, scanner) in enumerate(PHANTOM_SITES.items()):
+        for index in range(scanner.train + scanner.test):
+            name = f"case_{len(cases):05d}"
+            split = "train" if index < scanner.train else "test"
+            writer.writerow([name, number, split, f"{split}_{number}"])
+            draw = partial(phantom_case, site, index, seed, difference)
+            cases.append(PhantomCase(site, f"{name}/{IMAGE}", f"{name}/{LABEL}", draw))
+    return PhantomFolder(
+        version=VERSION,
+        sites=tuple(PHANTOM_SITES),
+        cases=tuple(cases),
+        tables={TABLE: text.getvalue().encode()},
+        names=frozenset(case.image.partition("/")[0] for case in cases),
+    )
