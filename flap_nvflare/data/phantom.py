@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,73 +25,20 @@ from flap_nvflare.data.anatomy import (
     paint_vessels,
 )
 from flap_nvflare.data.canvas import Canvas
-from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
 from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
-from flap_nvflare.data.phantom_files import PhantomCase, PhantomFolder, write_folder
+from flap_nvflare.data.phantom_files import PhantomCase, PhantomFolder
+from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, write_phantoms
+from flap_nvflare.data.scanners import (
+    PHANTOM_SITES,
+    PhantomSite,
+    numbered_sites,
+    scanner_of,
+    site_number,
+)
 
 VERSION = 2
 _SIDE = 128
-
-
-@dataclass(frozen=True)
-class PhantomSite:
-    """One synthetic hospital.
-
-    Attributes:
-        train, test: number of cases.
-        phases: contrast phases of its scans, drawn evenly (see `anatomy.PHASES`). A small site
-            keeps to one protocol: its few training cases must show what its test cases do.
-        contrast: share of the phase's contrast that arrives, 0 to 1.
-        noise: deviation of the noise in HU.
-        grain: correlation of the noise in pixels.
-        shift, scale: HU = scale * HU + shift, a scanner out of calibration.
-        in_plane, slice_spacing: ranges in mm; the field of view is set close around the body.
-        tumours: share of the cases with a tumour; the first training and the first test case
-            always have one.
-    """
-
-    train: int
-    test: int
-    phases: tuple[str, ...]
-    contrast: float
-    noise: float
-    grain: float
-    shift: float
-    scale: float
-    in_plane: tuple[float, float]
-    slice_spacing: tuple[float, float]
-    tumours: float
-
-    def exaggerated(self, difference: float) -> PhantomSite:
-        """The scanner with its distance to a typical one times `difference`; 0 makes all alike."""
-
-        def linear(value: float, typical: float) -> float:
-            return typical + difference * (value - typical)
-
-        return replace(
-            self,
-            contrast=max(linear(self.contrast, 1.0), 0.1),
-            noise=_NOISE * (self.noise / _NOISE) ** difference,
-            grain=_GRAIN * (self.grain / _GRAIN) ** difference,
-            shift=linear(self.shift, 0.0),
-            scale=max(linear(self.scale, 1.0), 0.1),
-        )
-
-
-# Of a typical scanner: the geometric means over the sites below.
-_NOISE, _GRAIN = 13.8, 0.63
-
-PHANTOM_SITES = {
-    "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),
-    "B": PhantomSite(5, 2, ("arterial",), 1.0, 17, 0.4, 12, 1.06, (2.35, 2.6), (4.0, 5.0), 0.85),
-    "C": PhantomSite(4, 2, ("arterial",), 1.15, 9, 0.9, -8, 1.1, (2.3, 2.45), (4.0, 4.5), 1.0),
-    "D": PhantomSite(3, 2, ("venous",), 0.8, 14, 0.8, 5, 0.95, (2.4, 2.6), (5.0, 6.0), 0.8),
-    "E": PhantomSite(5, 2, ("venous",), 0.75, 19, 0.5, 25, 0.92, (2.45, 2.6), (4.5, 6.0), 0.8),
-    "F": PhantomSite(
-        8, 3, ("arterial", "venous", "late"), 0.95, 14, 0.7, -15, 1.0, (2.3, 2.6), (3.5, 5.5), 0.85
-    ),
-}
 
 
 def write_phantom(
@@ -118,16 +64,7 @@ def write_phantom(
         DataError: if the folder holds anything else, or phantoms of another version or seed, or
             if a site is unknown.
     """
-    folder = Path(root)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed is {seed!r}; give a whole number from 0")
-    if not 0.0 <= difference <= 10.0:
-        raise DataError(f"difference is {difference!r}; give a number from 0 to 10")
-    values: dict[str, object] = {"seed": seed}
-    if difference != 1.0:
-        values["difference"] = difference
-    write_folder(folder, _content(seed, difference), values, sites, progress)
-    return folder
+    return write_phantoms(root, Phantoms(seed=seed, difference=difference), sites, progress)
 
 
 def phantom_case(
@@ -136,15 +73,15 @@ def phantom_case(
     """One case: scan (S, H, W) int16 HU, mask (S, H, W) uint8, affine (4, 4).
 
     Args:
-        site: letter out of `PHANTOM_SITES`.
-        index: of the case in its site, training cases first.
+        site: letter out of `PHANTOM_SITES`, or `S001` and so on.
+        index: of the case in its site, training cases first; see also `phantoms.FIRST_TEST`.
         seed: of the phantoms.
         difference: see `PhantomSite.exaggerated`.
     """
-    scanner = PHANTOM_SITES[site]
+    scanner = scanner_of(site, VERSION, seed)
     if difference != 1.0:  # rounding would change the bytes
         scanner = scanner.exaggerated(difference)
-    rng = np.random.default_rng([VERSION, seed, ord(site), index])
+    rng = np.random.default_rng([VERSION, seed, site_number(site), index])
     step, pixel = rng.uniform(*scanner.slice_spacing), rng.uniform(*scanner.in_plane)
     slices = int(np.clip(round(rng.uniform(125, 150) / step), 24, 32))
     canvas = Canvas((slices, _SIDE, _SIDE), (step, pixel, pixel), rng)
@@ -156,7 +93,7 @@ def phantom_case(
     paint_vessels(canvas, build, phase)
     kidneys = paint_kidneys(canvas, build, phase)
     paint_look_alikes(canvas, kidneys, phase)
-    if index in (0, scanner.train) or rng.random() < scanner.tumours:
+    if index in (0, scanner.train, FIRST_TEST) or rng.random() < scanner.tumours:
         for _ in range(1 + int(rng.random() < 0.15)):
             paint_tumour(canvas, kidneys[int(rng.integers(len(kidneys)))], phase)
     return _scan(canvas, scanner), canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
@@ -173,23 +110,38 @@ def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
 
-def _content(seed: int, difference: float) -> PhantomFolder:
-    """All cases and the table; the numbers of the cases run through the sites."""
+def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
+    """All cases and the table in the layout of KiTS19.
+
+    Cases of the described sites are numbered through the table, as in KiTS19; where their number
+    is a knob, a case is named after its site and its number there.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case_ids", "site_ids", "train_test_split", "train_test_split_silo"])
+    sites = numbered_sites(phantoms.sites) or tuple(PHANTOM_SITES)
     cases: list[PhantomCase] = []
-    for number, (site, scanner) in enumerate(PHANTOM_SITES.items()):
-        for index in range(scanner.train + scanner.test):
-            name = f"case_{len(cases):05d}"
-            split = "train" if index < scanner.train else "test"
-            writer.writerow([name, number, split, f"{split}_{number}"])
-            draw = partial(phantom_case, site, index, seed, difference)
+    for number, site in enumerate(sites):
+        shown = site if phantoms.sites else number
+        for split, index in _numbers(site, phantoms):
+            name = f"case_{site}_{index:04d}" if phantoms.counted else f"case_{len(cases):05d}"
+            writer.writerow([name, shown, split, f"{split}_{shown}"])
+            draw = partial(phantom_case, site, index, phantoms.seed, phantoms.difference)
             cases.append(PhantomCase(site, f"{name}/{IMAGE}", f"{name}/{LABEL}", draw))
     return PhantomFolder(
         version=VERSION,
-        sites=tuple(PHANTOM_SITES),
+        sites=sites,
         cases=tuple(cases),
         tables={TABLE: text.getvalue().encode()},
         names=frozenset(case.image.partition("/")[0] for case in cases),
     )
+
+
+def _numbers(site: str, phantoms: Phantoms) -> list[tuple[str, int]]:
+    """Split and number in the site of each of its cases."""
+    scanner = scanner_of(site, VERSION, phantoms.seed)
+    train, test = phantoms.train or scanner.train, phantoms.test or scanner.test
+    first = FIRST_TEST if phantoms.counted else train
+    return [("train", index) for index in range(train)] + [
+        ("test", first + index) for index in range(test)
+    ]
