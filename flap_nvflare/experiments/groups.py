@@ -143,7 +143,7 @@ def _label(group: Group, told: Sequence[str], modes: bool) -> str:
             number = isinstance(value, (int, float))
             named = f"{axis_title(axis)} " if number else ""
             parts.append(named + value_text(axis, value))
-    if modes and group.mode != FEDERATED:
+    if modes and group.mode != FEDERATED and group.mode not in group.name:
         parts.append(MODES[group.mode])
     return ", ".join(parts)
 

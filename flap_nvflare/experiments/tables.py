@@ -166,6 +166,11 @@ def dice_text(values: Sequence[float | None], spread_as: str, signed: bool = Fal
     return mean + half + ("" if len(found.values) == len(values) else f" ({len(found.values)})")
 
 
+def interval_text(values: Sequence[float | None]) -> str:
+    """`dice_text` with the interval."""
+    return dice_text(values, "interval")
+
+
 def elsewhere(group: Group, test: str) -> list[float | None]:
     """Mean Dice on another test set, one a cell."""
     return [((cell.get("elsewhere") or {}).get(test) or {}).get("mean") for cell in group.cells]
