@@ -23,6 +23,7 @@ ALLOWED = {
         "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",
     },
     "report": set(),
+    "experiments": {"report"},
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {
         "torch", "monai", "nibabel", "sam", "data", "training", "adapter", "aggregation", "bundle",
