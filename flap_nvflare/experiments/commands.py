@@ -92,7 +92,7 @@ def write_shown(figures: list[dict[str, Any]], show: Any, out: Path, command: st
     """Writes `table.md` and the plots into `out`; returns the table."""
     from flap_nvflare.experiments.tables import table
 
-    text = table(figures, show.columns, show.spread, command)
+    text = table(figures, show.columns, spread_as=show.spread, command=command)
     out.mkdir(parents=True, exist_ok=True)
     (out / TABLE).write_text(text, encoding="utf-8")
     if show.plots:

@@ -20,6 +20,7 @@ COLUMNS = (
     "total",
     "of full",
     "error",
+    "server seconds",
     "seconds",
     "elsewhere",
 )
