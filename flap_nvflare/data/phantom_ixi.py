@@ -1,0 +1,109 @@
+"""Synthetic T1 scans of heads from three hospitals, in the layout of FLamby's IXI Tiny.
+
+    ROOT/metadata_tiny.csv
+    ROOT/IXI_sample/IXI012-HH-1211/T1/IXI012-HH-1211-T1.nii.gz
+    ROOT/IXI_sample/IXI012-HH-1211/label/IXI012-HH-1211-label.nii.gz
+
+No patient's data: heads are drawn from a seed. The hospital is in the patient's name; the mask is
+the brain. Slices are thick so that a scan is read in no time; the files hold the axes in the order
+of IXI's own, which is none of the others'.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from flap_nvflare.data.brain import paint_head
+from flap_nvflare.data.mr import MRScanner, TissueCanvas, acquire, signal_of
+from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
+from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_number
+
+VERSION = 1
+TABLE = "metadata_tiny.csv"
+FOLDER = "IXI_sample"
+_AXES = "PSR"
+_SLICES, _SIDE = 26, 112
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """One synthetic hospital.
+
+    Attributes:
+        train, test: number of cases.
+        scanner: of all its scans.
+    """
+
+    train: int
+    test: int
+    scanner: MRScanner
+
+
+# Guy's and IOP have 1.5 T, Hammersmith 3 T with its uneven field.
+HEAD_SITES = {
+    "Guys": HeadSite(5, 3, MRScanner("t1", 1.0, 0.12, noise=0.045, grain=0.5, gain=620)),
+    "HH": HeadSite(
+        4, 2, MRScanner("t1", 1.25, 0.3, centre=0.45, noise=0.025, grain=0.35, gain=1500)
+    ),
+    "IOP": HeadSite(
+        3, 2, MRScanner("t1", 0.75, 0.16, surface=0.3, noise=0.06, grain=0.7, blur=0.8, gain=260)
+    ),
+}
+
+
+def head_case(site: str, index: int, seed: int, difference: float = 1.0) -> Drawn:
+    """One case: scan (S, H, W) int16, mask (S, H, W) uint8, affine (4, 4).
+
+    Args:
+        site: one of `HEAD_SITES`.
+        index: of the case in its site; test cases count from `phantoms.FIRST_TEST`.
+        seed: of the phantoms.
+        difference: see `MRScanner.exaggerated`.
+    """
+    number = list(HEAD_SITES).index(site)
+    scanner = HEAD_SITES[site].scanner.exaggerated(difference)
+    rng = np.random.default_rng([VERSION, seed, number, index])
+    step, pixel = rng.uniform(6.2, 6.8), rng.uniform(2.0, 2.2)
+    canvas = TissueCanvas((_SLICES, _SIDE, _SIDE), (step, pixel, pixel), rng)
+    paint_head(canvas)
+    scan = acquire(signal_of(canvas, scanner), canvas.spacing, scanner, rng)
+    return scan, canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
+
+
+def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
+    """All cases and the table."""
+    refuse_number(phantoms, tuple(HEAD_SITES))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["Patient ID", "Manufacturer", "Split"])
+    cases: list[PhantomCase] = []
+    for number, (site, head) in enumerate(HEAD_SITES.items()):
+        for split, first, count in (
+            ("train", 0, phantoms.train or head.train),
+            ("test", FIRST_TEST, phantoms.test or head.test),
+        ):
+            for place in range(count):
+                name = _name(site, number, split, place)
+                writer.writerow([name, number, split])
+                draw = partial(head_case, site, first + place, phantoms.seed, phantoms.difference)
+                image = f"{FOLDER}/{name}/T1/{name}-T1.nii.gz"
+                label = f"{FOLDER}/{name}/label/{name}-label.nii.gz"
+                cases.append(PhantomCase(site, image, label, draw, _AXES))
+    return PhantomFolder(
+        version=VERSION,
+        sites=tuple(HEAD_SITES),
+        cases=tuple(cases),
+        tables={TABLE: text.getvalue().encode()},
+        names=frozenset(name for case in cases for name in (case.image, case.label)),
+    )
+
+
+def _name(site: str, number: int, split: str, place: int) -> str:
+    """A patient's name as IXI has them; more cases of a split rename no other."""
+    patient = 1 + 2 * (len(HEAD_SITES) * place + number) + (split == "test")
+    return f"IXI{patient:03d}-{site}-{700 + patient:04d}"
