@@ -59,7 +59,7 @@ def compare(
         for name in rows:
             federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
             cell = known.get((name, seed))
-            made_with = cell and (cell["data"], cell["federation"])
+            made_with = cell and (cell["data"], Federation.whole(cell["federation"]))
             same = made_with == (data, federation.to_dict())
             if cell is None or (same and curve and "history" not in cell):
                 row = ROWS[name]
