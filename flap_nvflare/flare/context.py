@@ -17,7 +17,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
 from flap_nvflare.bundle.builders import bundle_file
-from flap_nvflare.data.kits import is_synthetic
+from flap_nvflare.data.cases import is_synthetic
 from flap_nvflare.data.source import SOURCE_FILE
 from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
