@@ -16,7 +16,7 @@ from flap_nvflare.data.errors import DataError
 if TYPE_CHECKING:
     from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
 
-KINDS = {"kits": "phantom"}
+KINDS = {"kits": "phantom", "ixi": "phantom_ixi", "prostate": "phantom_prostate"}
 MODALITIES = ("ct",)
 MOST_SITES = 200
 # Training cases are numbered from 0, test cases from here, so that more of one moves no other.
@@ -77,6 +77,24 @@ class Phantoms:
         return {"seed": known.pop("seed")} | {
             name: value for name, value in known.items() if value != getattr(Phantoms, name)
         }
+
+
+def refuse_kits_knobs(phantoms: Phantoms, sites: Iterable[str]) -> None:
+    """Refuses what the kind `kits` alone can be asked for.
+
+    Args:
+        phantoms: the knobs of another kind.
+        sites: its hospitals, which its layout names.
+
+    Raises:
+        DataError: on another number of sites, or another modality than the kind's own.
+    """
+    for name, value in (("sites", phantoms.sites), ("modality", phantoms.modality)):
+        if value != getattr(Phantoms, name):
+            raise DataError(
+                f"{name} is {value!r}, a knob of kind kits; {phantoms.kind} has the sites "
+                f"{', '.join(sites)} and its own scanners"
+            )
 
 
 def phantom_sites(phantoms: Phantoms) -> tuple[str, ...]:
