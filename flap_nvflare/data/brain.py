@@ -110,7 +110,10 @@ def _paint_face(canvas: TissueCanvas, head: Head) -> None:
     canvas.blob((34, -60 * size, 0), (20, 24, 9), Tissue.AIR, rough=0.3)
     canvas.blob((36, -60 * size, 0), (20, 22, 1.6), Tissue.WALL, rough=0.0)
     if rng.random() < 0.7:
-        canvas.blob((2, -85 * size, rng.uniform(-5, 5)), (12, 5, 20), Tissue.AIR, rough=0.25)
+        place = (2, -84 * size, rng.uniform(-5, 5))
+        box, field = canvas.ellipsoid(place, (12, 7, 20), None, 0.25)
+        bony = np.abs(head.depth[box] - head.scalp - 0.5 * head.skull) < 0.5 * head.skull
+        canvas.paint(box, (field < 1) & bony, Tissue.AIR)
     canvas.blob((80, -36, 0), (16, 28, 22), Tissue.MUSCLE, rough=0.08)
 
 

@@ -1,9 +1,9 @@
 """What a magnetic resonance scanner makes of a map of tissues: a likeness, no physics of spins.
 
 Modelled: a signal for each tissue in T1 and T2 weighting, its texture, partial volume, the smooth
-multiplicative field of a coil (body, surface or endorectal) and of high field strength, Rician noise
-with grain, and a grey scale that is each scan's own, since MR has no units. Not modelled: motion,
-wrap-around, chemical shift, distortion beside gas, and the difference of one echo to the next.
+multiplicative field of a coil (body, surface or endorectal) and of high field strength, Rician
+noise with grain, and a grey scale that is each scan's own, since MR has no units. Not modelled:
+motion, wrap-around, chemical shift, distortion beside gas, and how one echo differs from the next.
 """
 
 from __future__ import annotations
@@ -43,12 +43,26 @@ class Tissue(IntEnum):
     VESICLE = 17
 
 
-# Of 1 for the brightest. Orders and ratios as radiologists know them at 1.5 to 3 T.
+# T1 and T2 weighted, of 1 for the brightest: orders and ratios as they are at 1.5 to 3 T.
 _SIGNALS = {
-    "t1": (0, 0.05, 0.72, 1.0, 0.4, 0.42, 0.16, 0.45, 0.72, 0.55, 0.1, 0.5, 0.34, 0.5)
-    + (0.36, 0.36, 0.34, 0.3),
-    "t2": (0, 0.05, 0.46, 0.66, 0.25, 0.17, 0.95, 0.42, 0.32, 0.5, 0.08, 0.7, 0.16, 0.3)
-    + (0.72, 0.38, 0.24, 0.85),
+    Tissue.AIR: (0.0, 0.0),
+    Tissue.BONE: (0.05, 0.05),
+    Tissue.MARROW: (0.72, 0.46),
+    Tissue.FAT: (1.0, 0.66),
+    Tissue.SKIN: (0.4, 0.25),
+    Tissue.MUSCLE: (0.42, 0.17),
+    Tissue.FLUID: (0.16, 0.95),
+    Tissue.GREY: (0.45, 0.42),
+    Tissue.WHITE: (0.72, 0.32),
+    Tissue.GLAND: (0.55, 0.5),
+    Tissue.FLOW: (0.1, 0.08),
+    Tissue.VEIN: (0.5, 0.7),
+    Tissue.WALL: (0.34, 0.16),
+    Tissue.STOOL: (0.5, 0.3),
+    Tissue.PERIPHERAL: (0.36, 0.72),
+    Tissue.CENTRAL: (0.36, 0.38),
+    Tissue.NODULE: (0.34, 0.24),
+    Tissue.VESICLE: (0.3, 0.85),
 }
 
 
@@ -162,7 +176,8 @@ class MRScanner:
 def signal_of(canvas: TissueCanvas, scanner: MRScanner) -> np.ndarray:
     """Signal (S, H, W) float32 of the tissues, 0 to about 1, with what differs in one patient."""
     rng = canvas.rng
-    plain = np.array(_SIGNALS[scanner.sequence], dtype=np.float64) ** scanner.contrast
+    column = SEQUENCES.index(scanner.sequence)
+    plain = np.array([_SIGNALS[tissue][column] for tissue in Tissue]) ** scanner.contrast
     plain *= np.exp(0.07 * rng.standard_normal(len(plain)))
     signal = plain.astype(np.float32)[canvas.tissue]
     fine = canvas.noise((14, 40, 40), 0.05)

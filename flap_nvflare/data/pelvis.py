@@ -134,9 +134,7 @@ def _paint_floor(canvas: TissueCanvas, gland: Gland) -> None:
     """Obturator muscles along the bones, levator beside the gland, bulb of the penis below."""
     rng = canvas.rng
     for side in (-1, 1):
-        canvas.blob(
-            (10, -4, side * rng.uniform(54, 60)), (50, 36, 12), Tissue.MUSCLE, None, 0.1
-        )
+        canvas.blob((10, -4, side * rng.uniform(54, 60)), (50, 36, 12), Tissue.MUSCLE, None, 0.1)
         away = gland.radii[2] + rng.uniform(5, 8)
         z, y, x = canvas.z, canvas.y, canvas.x
         sling = np.abs(x - side * (away - 0.12 * (z - gland.centre[0])) - gland.centre[2])

@@ -19,15 +19,17 @@ from functools import partial
 import numpy as np
 
 from flap_nvflare.data.brain import paint_head
+from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.mr import MRScanner, TissueCanvas, acquire, signal_of
 from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
-from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_number
+from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_kits_knobs
 
 VERSION = 1
 TABLE = "metadata_tiny.csv"
 FOLDER = "IXI_sample"
 _AXES = "PSR"
 _SLICES, _SIDE = 26, 112
+_MOST = 166  # numbers of patients have three digits
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,19 @@ def head_case(site: str, index: int, seed: int, difference: float = 1.0) -> Draw
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
     """All cases and the table."""
-    refuse_number(phantoms, tuple(HEAD_SITES))
+    refuse_kits_knobs(phantoms, HEAD_SITES)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["Patient ID", "Manufacturer", "Split"])
     cases: list[PhantomCase] = []
-    for number, (site, head) in enumerate(HEAD_SITES.items()):
-        for split, first, count in (
-            ("train", 0, phantoms.train or head.train),
-            ("test", FIRST_TEST, phantoms.test or head.test),
-        ):
-            for place in range(count):
-                name = _name(site, number, split, place)
-                writer.writerow([name, number, split])
-                draw = partial(head_case, site, first + place, phantoms.seed, phantoms.difference)
-                image = f"{FOLDER}/{name}/T1/{name}-T1.nii.gz"
-                label = f"{FOLDER}/{name}/label/{name}-label.nii.gz"
-                cases.append(PhantomCase(site, image, label, draw, _AXES))
+    for number, site in enumerate(HEAD_SITES):
+        for patient, split, index in _patients(site, phantoms):
+            writer.writerow([patient, number, split])
+            name = f"IXI{patient:03d}-{site}-{700 + patient:04d}"
+            draw = partial(head_case, site, index, phantoms.seed, phantoms.difference)
+            image = f"{FOLDER}/{name}/T1/{name}-T1.nii.gz"
+            label = f"{FOLDER}/{name}/label/{name}-label.nii.gz"
+            cases.append(PhantomCase(site, image, label, draw, _AXES))
     return PhantomFolder(
         version=VERSION,
         sites=tuple(HEAD_SITES),
@@ -103,7 +101,18 @@ def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
     )
 
 
-def _name(site: str, number: int, split: str, place: int) -> str:
-    """A patient's name as IXI has them; more cases of a split rename no other."""
-    patient = 1 + 2 * (len(HEAD_SITES) * place + number) + (split == "test")
-    return f"IXI{patient:03d}-{site}-{700 + patient:04d}"
+def _patients(site: str, phantoms: Phantoms) -> list[tuple[int, str, int]]:
+    """Number of the patient, split, and number in the site, of each case.
+
+    Odd patients are for training, even ones for testing, so that more cases rename no other.
+    """
+    train, test = phantoms.train or HEAD_SITES[site].train, phantoms.test or HEAD_SITES[site].test
+    if max(train, test) > _MOST:
+        raise DataError(
+            f"train is {train} and test {test}; of this layout give at most {_MOST} each"
+        )
+    first = 1 + 2 * list(HEAD_SITES).index(site)
+    step = 2 * len(HEAD_SITES)
+    return [(first + step * place, "train", place) for place in range(train)] + [
+        (first + 1 + step * place, "test", FIRST_TEST + place) for place in range(test)
+    ]

@@ -21,7 +21,7 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.mr import MRScanner, TissueCanvas, acquire, signal_of
 from flap_nvflare.data.pelvis import PERIPHERAL, paint_pelvis
 from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
-from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_number
+from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_kits_knobs
 
 VERSION = 1
 _AXES = "LPS"
@@ -130,7 +130,7 @@ def pelvis_case(site: str, index: int, seed: int, difference: float = 1.0) -> Dr
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
     """All cases; this layout has no table."""
-    refuse_number(phantoms, tuple(PELVIS_SITES))
+    refuse_kits_knobs(phantoms, PELVIS_SITES)
     cases: list[PhantomCase] = []
     for site, hospital in PELVIS_SITES.items():
         for number, index in _numbers(site, hospital, phantoms):

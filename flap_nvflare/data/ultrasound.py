@@ -114,7 +114,7 @@ def _echoes(
     taken = np.cumsum(np.where(inside, taken + slope, 0.0), axis=1) * _STEP
     # Where tissues meet square to the beam; smoothed, so that no edge is thinner than a pulse.
     edges = np.abs(np.diff(np.where(inside, hu, 0.0), axis=1, prepend=0.0))
-    edges = gaussian_filter(0.25 * np.tanh(edges / 400) ** 1.5, (1.5, 0.6))
+    edges = gaussian_filter(1.5 * np.tanh(edges / 400) ** 1.5, (1.5, 1.2))
     size = (1.6 * grain, 0.8 * grain)
     real, imaginary = (gaussian_filter(rng.standard_normal(hu.shape), size) for _ in range(2))
     rayleigh = np.hypot(real, imaginary)

@@ -17,7 +17,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
 from flap_nvflare.bundle.builders import bundle_file
-from flap_nvflare.data.kits import is_synthetic
+from flap_nvflare.data.cases import is_synthetic
 from flap_nvflare.data.source import SOURCE_FILE
 from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
@@ -245,11 +245,14 @@ def state_folder(site: Site, run: str) -> Path:
 
 
 def _demo_scans(site: str, folder: Path) -> str:
-    from flap_nvflare.data.phantom import PHANTOM_SITES, write_phantom
+    from flap_nvflare.data.phantoms import KINDS, Phantoms, phantom_sites, write_phantoms
 
-    if site not in PHANTOM_SITES:
-        raise SettingsError(
-            f"site {site} is none of the demo's {tuple(PHANTOM_SITES)}; name one of these, or set "
-            f"{DATA_VARIABLE} to real scans"
-        )
-    return str(write_phantom(folder / "demo_kits", seed=0, sites=[site]))
+    sites = {kind: phantom_sites(Phantoms(kind=kind)) for kind in KINDS}
+    for kind, names in sites.items():
+        if site in names:
+            return str(write_phantoms(folder / f"demo_{kind}", Phantoms(kind=kind), only=[site]))
+    known = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sites.items())
+    raise SettingsError(
+        f"site {site} is none of the demo's ({known}); name one of these, or set "
+        f"{DATA_VARIABLE} to real scans"
+    )
