@@ -20,12 +20,12 @@ import numpy as np
 
 from flap_nvflare.data.brain import paint_head
 from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.ixi import COLUMNS, HOSPITALS, TABLE
 from flap_nvflare.data.mr import MRScanner, TissueCanvas, acquire, signal_of
 from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
 from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_kits_knobs
 
 VERSION = 1
-TABLE = "metadata_tiny.csv"
 FOLDER = "IXI_sample"
 _AXES = "PSR"
 _SLICES, _SIDE = 26, 112
@@ -67,9 +67,8 @@ def head_case(site: str, index: int, seed: int, difference: float = 1.0) -> Draw
         seed: of the phantoms.
         difference: see `MRScanner.exaggerated`.
     """
-    number = list(HEAD_SITES).index(site)
     scanner = HEAD_SITES[site].scanner.exaggerated(difference)
-    rng = np.random.default_rng([VERSION, seed, number, index])
+    rng = np.random.default_rng([VERSION, seed, HOSPITALS.index(site), index])
     step, pixel = rng.uniform(6.2, 6.8), rng.uniform(2.0, 2.2)
     canvas = TissueCanvas((_SLICES, _SIDE, _SIDE), (step, pixel, pixel), rng)
     paint_head(canvas)
@@ -82,11 +81,11 @@ def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
     refuse_kits_knobs(phantoms, HEAD_SITES)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Patient ID", "Manufacturer", "Split"])
+    writer.writerow(COLUMNS)
     cases: list[PhantomCase] = []
-    for number, site in enumerate(HEAD_SITES):
+    for site in HEAD_SITES:
         for patient, split, index in _patients(site, phantoms):
-            writer.writerow([patient, number, split])
+            writer.writerow([patient, HOSPITALS.index(site), split])
             name = f"IXI{patient:03d}-{site}-{700 + patient:04d}"
             draw = partial(head_case, site, index, phantoms.seed, phantoms.difference)
             image = f"{FOLDER}/{name}/T1/{name}-T1.nii.gz"
@@ -111,8 +110,8 @@ def _patients(site: str, phantoms: Phantoms) -> list[tuple[int, str, int]]:
         raise DataError(
             f"train is {train} and test {test}; of this layout give at most {_MOST} each"
         )
-    first = 1 + 2 * list(HEAD_SITES).index(site)
-    step = 2 * len(HEAD_SITES)
+    first = 1 + 2 * HOSPITALS.index(site)
+    step = 2 * len(HOSPITALS)
     return [(first + step * place, "train", place) for place in range(train)] + [
         (first + 1 + step * place, "test", FIRST_TEST + place) for place in range(test)
     ]

@@ -22,6 +22,7 @@ from flap_nvflare.data.mr import MRScanner, TissueCanvas, acquire, signal_of
 from flap_nvflare.data.pelvis import PERIPHERAL, paint_pelvis
 from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
 from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, refuse_kits_knobs
+from flap_nvflare.data.prostate import TEST_CASES
 
 VERSION = 1
 _AXES = "LPS"
@@ -35,7 +36,6 @@ class PelvisSite:
 
     Attributes:
         train, test: number of cases.
-        numbers: of its published test cases, the first of which are drawn.
         scanner: of all its scans.
         in_plane, slice_spacing: ranges in mm.
         zones: whether its masks tell the zones of the prostate apart.
@@ -44,7 +44,6 @@ class PelvisSite:
 
     train: int
     test: int
-    numbers: tuple[int, ...]
     scanner: MRScanner
     in_plane: tuple[float, float]
     slice_spacing: tuple[float, float]
@@ -56,7 +55,6 @@ PELVIS_SITES = {
     "RUNMC": PelvisSite(
         5,
         2,
-        (3, 8, 12, 15, 18, 26),
         MRScanner("t2", 1.0, 0.2, centre=-0.1, surface=0.25, noise=0.04, gain=420),
         (1.4, 1.55),
         (3.6, 4.0),
@@ -65,7 +63,6 @@ PELVIS_SITES = {
     "BMC": PelvisSite(
         4,
         2,
-        (3, 8, 12, 15, 18, 26),
         MRScanner("t2", 1.1, 0.12, endorectal=8.0, noise=0.025, gain=150),
         (1.4, 1.6),
         (3.0, 3.6),
@@ -75,7 +72,6 @@ PELVIS_SITES = {
     "I2CVB": PelvisSite(
         4,
         2,
-        (3, 8, 13, 15),
         MRScanner("t2", 1.25, 0.28, centre=0.35, noise=0.03, grain=0.35, gain=260),
         (1.45, 1.6),
         (3.0, 3.5),
@@ -83,7 +79,6 @@ PELVIS_SITES = {
     "UCL": PelvisSite(
         3,
         2,
-        (1, 32, 34),
         MRScanner("t2", 0.8, 0.15, noise=0.06, grain=0.7, blur=0.75, gain=900),
         (1.5, 1.65),
         (3.2, 3.6),
@@ -91,7 +86,6 @@ PELVIS_SITES = {
     "BIDMC": PelvisSite(
         3,
         2,
-        (0, 4, 9),
         MRScanner("t2", 0.95, 0.22, endorectal=14.0, noise=0.02, blur=0.5, gain=2200),
         (1.4, 1.5),
         (2.6, 3.2),
@@ -99,7 +93,6 @@ PELVIS_SITES = {
     "HK": PelvisSite(
         3,
         2,
-        (38, 41, 46),
         MRScanner("t2", 0.9, 0.14, surface=0.45, noise=0.075, grain=0.5, gain=640),
         (1.5, 1.6),
         (3.4, 4.0),
@@ -150,13 +143,13 @@ def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
 def _numbers(site: str, hospital: PelvisSite, phantoms: Phantoms) -> list[tuple[int, int]]:
     """Number in the file's name, and in the site, of each case."""
     train, test = phantoms.train or hospital.train, phantoms.test or hospital.test
-    if train > _MOST_TRAIN or test > len(hospital.numbers):
+    if train > _MOST_TRAIN or test > len(TEST_CASES[site]):
         raise DataError(
             f"train is {train} and test {test}; site {site} has at most {_MOST_TRAIN} training and "
-            f"{len(hospital.numbers)} test cases, the published ones"
+            f"{len(TEST_CASES[site])} test cases, the published ones"
         )
-    free = islice((number for number in count() if number not in hospital.numbers), train)
-    tested = enumerate(hospital.numbers[:test], start=FIRST_TEST)
+    free = islice((number for number in count() if number not in TEST_CASES[site]), train)
+    tested = enumerate(TEST_CASES[site][:test], start=FIRST_TEST)
     return [
         *((number, index) for index, number in enumerate(free)),
         *((number, index) for index, number in tested),

@@ -13,12 +13,15 @@ import pytest
 from scipy.ndimage import label as components
 
 from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.layouts import site_names
 from flap_nvflare.data.phantom_files import Drawn
 from flap_nvflare.data.phantom_ixi import HEAD_SITES, head_case
 from flap_nvflare.data.phantom_ixi import phantom_folder as head_folder
 from flap_nvflare.data.phantom_prostate import PELVIS_SITES, pelvis_case, phantom_folder
 from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, phantom_sites, write_phantoms
 from flap_nvflare.data.scan import open_scan
+from flap_nvflare.data.source import read_cases
+from flap_nvflare.data.volume import load_volume
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +167,25 @@ def test_sites_and_counts_are_as_described() -> None:
         **{"1,train": 4, "1,test": 2},
         **{"2,train": 3, "2,test": 2},
     }
+
+
+def test_sites_are_read_in_their_layouts(heads: Path, pelves: Path) -> None:
+    """Those that are there, though the table lists more."""
+    head, pelvis_cases = read_cases(heads, "IOP", 0.0, 0), read_cases(pelves, "UCL", 0.0, 0)
+    assert [case.name for case in head.train] == ["IXI005-IOP-0705"]
+    assert [case.name for case in head.test] == ["IXI006-IOP-0706"]
+    assert [case.name for case in pelvis_cases.test] == ["UCL-Case01", "UCL-Case32"]
+    drawn, label, _ = head_case("IOP", 0, 0)
+    volume = load_volume(head.train[0], 1)
+    assert (volume.image == drawn).all()
+    assert (volume.label == label).all()
+    for root, site in ((heads, "IOP"), (pelves, "UCL")):
+        assert site_names(root) == [site]
+
+
+def test_zones_are_one_prostate_to_a_federation(tmp_path: Path) -> None:
+    root = write_phantoms(tmp_path, Phantoms("prostate", train=1, test=1), ["BMC"])
+    cases = read_cases(root, "BMC", 0.0, 0)
+    label = pelvis_case("BMC", 0, 0)[1]
+    assert label.max() == 2
+    assert (load_volume(cases.train[0], 1).label == (label > 0)).all()
