@@ -107,6 +107,25 @@ def gain(cell: Cell, cells: Sequence[Cell]) -> float | None:
     return None if together is None or own is None else together - own
 
 
+def elsewhere(group: Group, test: str) -> list[float | None]:
+    """Mean Dice on another test set, one a cell."""
+    return [((cell.get("elsewhere") or {}).get(test) or {}).get("mean") for cell in group.cells]
+
+
+def synthetic(cells: Sequence[Cell]) -> bool:
+    """Whether any of the scans are: as `data` says, or because it names phantoms, not a folder."""
+    return any(
+        data.get("synthetic", bool(data) and "root" not in data)
+        for data in (cell.get("data") or {} for cell in cells)
+    )
+
+
+def seeds_text(cells: Sequence[Cell]) -> str:
+    """All seeds in order: "seeds 0, 1, 2"."""
+    seeds = sorted({cell["seed"] for cell in cells})
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def axes(groups: Sequence[Group]) -> list[str]:
     """Names of all axes, in their order."""
     return list(dict.fromkeys(name for group in groups for name in group.varied))
