@@ -21,7 +21,7 @@ import yaml
 
 from flap_nvflare.comparison_rows import ROWS, TABLES
 from flap_nvflare.data.kits import site_names
-from flap_nvflare.experiment import run
+from flap_nvflare.in_process import run
 from flap_nvflare.settings import Federation
 
 
@@ -59,7 +59,7 @@ def compare(
         for name in rows:
             federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
             cell = known.get((name, seed))
-            made_with = cell and (cell["data"], cell["federation"])
+            made_with = cell and (cell["data"], Federation.whole(cell["federation"]))
             same = made_with == (data, federation.to_dict())
             if cell is None or (same and curve and "history" not in cell):
                 row = ROWS[name]

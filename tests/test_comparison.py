@@ -13,7 +13,7 @@ from flap_nvflare import comparison
 from flap_nvflare.attack import ATTACKS
 from flap_nvflare.combinations import check
 from flap_nvflare.comparison_rows import ROWS, TABLES
-from flap_nvflare.experiment import MODES
+from flap_nvflare.in_process import MODES
 from flap_nvflare.settings import Federation
 
 SETTINGS = ["base=random", "image_size=32", "rank=2", "rounds=1", "batch_size=4"]

@@ -55,7 +55,8 @@ def table(
             class, `classes` (all of them), `mean`, `worst site`, `gain` (of a federation over its
             sites alone, paired by seed), `up`, `down` (bytes of a site and round), `total` (of
             the whole federation), `of full` (times fewer bytes than full fine-tuning), `error`,
-            `seconds`, `elsewhere` (mean Dice on each other test set). The seeds are last.
+            `server seconds` (of the rule, once the last update is in), `seconds` (of the whole
+            cell), `elsewhere` (mean Dice on each other test set). The seeds are last.
         spread_as: what stands behind `±`, one of `SPREADS`.
         command: how to make the cells again, for the caption.
 
@@ -154,6 +155,9 @@ def _fixed(cells: Sequence[Cell], spread_as: str) -> dict[str, _Column]:
         "total": _Column("total MB", lambda group: _digits(_mean(group, total_megabytes))),
         "of full": _Column("of full", lambda group: _one_digit(_mean(group, reduction))),
         "error": _Column("error", lambda g: percent_text(_mean(g, lambda c: _wire(c, "error")))),
+        "server seconds": _Column(
+            "server s", lambda group: _digits(_mean(group, lambda c: _wire(c, "seconds")))
+        ),
         "seconds": _Column("time", lambda g: seconds_text(_mean(g, lambda c: c.get("seconds")))),
     }
 
