@@ -68,9 +68,7 @@ class _Panel:
     left_out: tuple[str, ...] = ()
 
 
-def figure_one(
-    federations: Mapping[str, Sequence[Cell]], paper: Sequence[PaperRow] = PAPER
-) -> Plot:
+def figure_of(federations: Mapping[str, Sequence[Cell]], paper: Sequence[PaperRow] = PAPER) -> Plot:
     """Dice against the reduction of bytes, with the gain over training alone at each point.
 
     Args:

@@ -141,6 +141,12 @@ def value_text(axis: str, value: Any) -> str:
     return MODES.get(value, str(value)) if axis == MODE else plain_text(value)
 
 
+def value_label(axis: str, value: Any) -> str:
+    """A value that says of what it is: "flap", but "rank 8"."""
+    named = f"{axis_title(axis)} " if isinstance(value, (int, float)) else ""
+    return named + value_text(axis, value)
+
+
 def labels(groups: Sequence[Group], but: Sequence[str] = ()) -> list[str]:
     """The shortest name that tells each group from the others.
 
@@ -156,12 +162,7 @@ def labels(groups: Sequence[Group], but: Sequence[str] = ()) -> list[str]:
 
 def _label(group: Group, told: Sequence[str], modes: bool) -> str:
     parts = [group.name] if group.name else []
-    for axis in told:
-        if axis in group.varied:
-            value = group.varied[axis]
-            number = isinstance(value, (int, float))
-            named = f"{axis_title(axis)} " if number else ""
-            parts.append(named + value_text(axis, value))
+    parts += [value_label(axis, group.varied[axis]) for axis in told if axis in group.varied]
     if modes and group.mode != FEDERATED and group.mode not in group.name:
         parts.append(MODES[group.mode])
     return ", ".join(parts)

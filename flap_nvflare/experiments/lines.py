@@ -33,6 +33,7 @@ from flap_nvflare.experiments.groups import (
     axis_title,
     grouped,
     labels,
+    value_label,
     value_text,
 )
 from flap_nvflare.experiments.spread import Spread, spread
@@ -150,7 +151,7 @@ def _series_labels(groups: Sequence[Group], x: str, series: str | None) -> list[
         return labels(groups, but=(x,))
     modes = series != MODE and len({group.mode for group in groups}) > 1
     return [
-        value_text(series, group.varied[series])
+        value_label(series, group.varied[series])
         + (f", {MODES[group.mode]}" if modes and group.mode != FEDERATED else "")
         for group in groups
     ]

@@ -16,7 +16,7 @@ from made_up_cells import WIRE, cell
 from flap_nvflare.experiments.drawing import spread_apart
 from flap_nvflare.experiments.lines import powers
 from flap_nvflare.experiments.paper import PAPER
-from flap_nvflare.experiments.plots import PLOTS, Plot, bars, draw, figure_one, lines, matrix
+from flap_nvflare.experiments.plots import Plot, bars, figure_one, lines, matrix
 from flap_nvflare.settings import SettingsError
 
 Cells = list[dict[str, Any]]
@@ -43,7 +43,7 @@ DRAWN: dict[str, Callable[[Cells], Plot]] = {
     "lines": lambda cells: lines(cells, "data.train", "method"),
     "bars": lambda cells: bars(cells, of=["mean", "tumour"]),
     "matrix": matrix,
-    "figure_one": lambda cells: figure_one({"ours": cells}),
+    "figure_one": figure_one,
 }
 
 
@@ -113,6 +113,12 @@ def test_modes_of_one_value_share_its_colour_and_differ_in_their_dashes() -> Non
     assert colours[0] == colours[1] == colours[2] != colours[3]
     assert [line.get_linestyle() for line in drawn.lines] == [":", "-", "--", "-"]
     assert drawn.get_xscale() == "linear"
+
+
+def test_lines_of_numbers_say_of_what() -> None:
+    cells = [cell(0.4, varied={"rule": "svd", "data.sites": sites}) for sites in (3, 6)]
+    shown = [text.get_text() for text in axes_of(lines(cells, "rule", "data.sites")).texts]
+    assert shown == ["sites 3", "sites 6"]
 
 
 def test_names_stand_in_the_order_of_the_cells_and_missing_points_are_left_out() -> None:
@@ -188,7 +194,7 @@ def test_figure_one_shows_the_paper_beside_ours() -> None:
             cells.append(cell(middle + 0.01 * seed, seed, wire=wire, **shared))
             cells.append(cell(middle - 0.08, seed, mode="alone", **shared))
     cells.append(cell(None, varied={"method": "lora"}, federation={"method": "lora"}))
-    plot = figure_one({"phantoms": cells})
+    plot = figure_one(cells)
     paper, ours = axes_of(plot, 0), axes_of(plot, 1)
     assert points_of(ours) == {(1.0, 51.0): "+9.0", (20.0, 41.0): "+9.0"}
     assert points_of(paper) == {
@@ -212,13 +218,14 @@ def test_a_method_looks_the_same_in_every_panel_and_gains_cover_no_point() -> No
     cells = [
         cell(
             (row.dice or 55.0) / 100,
-            varied={"method": row.method},
+            varied={"data.kind": kind, "method": row.method},
             federation={"method": row.method},
             wire={**WIRE, "up": 6e6 / row.reduction, "down": 6e6 / row.reduction},
         )
+        for kind in ("kits", "prostate")
         for row in PAPER
     ]
-    plot = figure_one({"first": cells, "second": cells})
+    plot = figure_one(cells)
     paper, first, second, free = plot.figure.axes
     looks = [
         {line.get_color(): line.get_marker() for line in axes.lines} for axes in (first, second)
@@ -235,23 +242,11 @@ def test_a_method_looks_the_same_in_every_panel_and_gains_cover_no_point() -> No
     assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
 
 
-def test_a_grid_asks_for_plots_by_name() -> None:
-    cells = sizes()
-    options = {"x": "data.train", "series": "method", "of": "kidney"}
-    assert draw("lines", cells, options).description.startswith("flap: 60.0 ± 5.0 at train 4")
-    plot = draw("figure_one", cells, {"by": "data.train"})
+def test_federations_have_panels() -> None:
+    plot = figure_one(sizes(), by="data.train")
     titles = [axes.get_title(loc="left") for axes in plot.figure.axes]
-    assert titles[1:] == ["4", "8", "16"]
-    for kind in ("bars", "matrix"):
-        draw(kind, cells, {})
-    with pytest.raises(ValueError, match="'pie' is not known"):
-        draw("pie", cells, {})
-    with pytest.raises(ValueError, match=r"plot lines: .*'x'"):
-        draw("lines", cells, {})
-    with pytest.raises(ValueError, match=r"its options are \['of'\]"):
-        draw("bars", cells, {"colour": "red"})
-    with pytest.raises(ValueError, match="no axis 'site'"):
-        draw("figure_one", cells, {"by": "site"})
+    assert titles == ["Fed-KiTS, as the paper prints it", "4", "8", "16"]
+    assert len(figure_one(sizes()).figure.axes) == 2
 
 
 @pytest.mark.parametrize("kind", DRAWN)
@@ -264,13 +259,13 @@ def test_a_single_cell_is_enough(kind: str, tmp_path: Path) -> None:
     assert "one run each, seed 0" in said
 
 
-@pytest.mark.parametrize("kind", PLOTS)
+@pytest.mark.parametrize("kind", DRAWN)
 def test_nothing_to_draw_is_said(kind: str) -> None:
-    options = {"x": "rank"} if kind == "lines" else {}
     with pytest.raises(ValueError, match="nothing to"):
-        draw(kind, [], options)
+        DRAWN[kind]([])
+    unknown = cell(None, varied={"data.train": 4, "method": "flap"})
     with pytest.raises(ValueError, match=r"nothing to draw|no cell was scored"):
-        draw(kind, [cell(None, varied={"rank": 8})], options)
+        DRAWN[kind]([unknown])
 
 
 def test_wrong_calls_are_named(tmp_path: Path) -> None:
