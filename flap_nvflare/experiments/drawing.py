@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flap_nvflare.experiments.groups import WORST, Cell, seeds_text, synthetic
 from flap_nvflare.experiments.spread import Spread
 from flap_nvflare.settings import SettingsError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a6a5d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # beside the colour, for prints in grey
 INK, FAINT = "#222222", "#D9D9D9"
+SMALL = 8.5  # points
 WIDTH = 800 / 96  # inches; an SVG of matplotlib is 96 pixels an inch on a page
 _STYLE = {
     "font.family": "sans-serif",
@@ -98,14 +100,32 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float) -> Figure:
-    """An empty figure 800 pixels wide and so many inches high; call it within `style`."""
+def new_figure(height: float, note: str) -> Figure:
+    """An empty figure 800 pixels wide and so many inches high; call it within `style`.
+
+    Args:
+        height: in inches.
+        note: small above the plot, such as `about` gives it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(note, x=0.99, ha="right", fontsize=SMALL, color="#555555")
     return figure
+
+
+def about(cells: Sequence[Cell]) -> str:
+    """What a plot's means and intervals are over, and whether the scans are synthetic."""
+    several = len({cell["seed"] for cell in cells}) > 1
+    what = "mean and 95 % interval (Student's t) over" if several else "one run each,"
+    return f"{'synthetic scans, ' if synthetic(cells) else ''}{what} {seeds_text(cells)}"
+
+
+def dice_title(name: str) -> str:
+    """A Dice in words: of a class, `mean` or `worst site`."""
+    return {"mean": "mean Dice", WORST: "mean Dice of the worst site"}.get(name, f"{name} Dice")
 
 
 def bounds(found: Spread) -> tuple[float, float]:
@@ -130,7 +150,7 @@ def end_labels(axes: Axes, texts: Sequence[str], ends: Sequence[tuple[float, flo
         axes.annotate(
             text,
             xy=end,
-            xytext=(1.04, place),
+            xytext=(1.03, place),
             textcoords="axes fraction",
             va="center",
             annotation_clip=False,

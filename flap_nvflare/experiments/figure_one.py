@@ -11,7 +11,9 @@ from flap_nvflare.experiments.drawing import (
     COLOURS,
     INK,
     MARKERS,
+    SMALL,
     Plot,
+    about,
     bounds,
     dice_limits,
     new_figure,
@@ -32,7 +34,18 @@ _TITLES = {
     "lora_decoder": "LoRA + decoder (SAMed)",
     "flap": "FLAP-SAM (LoRA + partial decoder)",
 }
-_MOST_ACROSS = 2
+_METHODS = METHODS[::-1]  # the paper's own method, their last, has the first colour
+_MOST_ACROSS = 2  # panels
+_LEGEND = "number at a point: gain over\ntraining alone, points of Dice"
+# Where a gain may stand at its point: offset in points, and which of its ends is there.
+_SIDES = (
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((5, 3), "left", "bottom"),
+    ((5, -3), "left", "top"),
+    ((-5, 3), "right", "bottom"),
+    ((-5, -3), "right", "top"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,7 @@ class _Panel:
     left_out: tuple[str, ...] = ()
 
 
-def figure_one(
-    federations: Mapping[str, Sequence[Cell]], paper: Sequence[PaperRow] = PAPER
-) -> Plot:
+def figure_of(federations: Mapping[str, Sequence[Cell]], paper: Sequence[PaperRow] = PAPER) -> Plot:
     """Dice against the reduction of bytes, with the gain over training alone at each point.
 
     Args:
@@ -75,16 +86,17 @@ def figure_one(
     panels = [_paper_panel(paper), *ours] if paper else ours
     across = min(_MOST_ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
+    note = about([cell for cells in federations.values() for cell in cells])
     with style():
-        figure = new_figure(3.1 * down + 0.9)
-        places = figure.subplots(down, across, sharex=True, squeeze=False).flat
+        figure = new_figure(2.9 * down + 1.2, f"ours: {note}" if paper else note)
+        places = list(figure.subplots(down, across, sharex=True, squeeze=False).flat)
         for panel, axes in zip(panels, places, strict=False):
             _draw(axes, panel)
-        for axes in list(places)[len(panels) :]:
-            axes.remove()
-        figure.supxlabel("times fewer bytes than full fine-tuning", fontsize=9.5)
-        figure.supylabel("mean Dice, %", fontsize=9.5)
-        _legend(figure, panels)
+        _axis_titles(places[: len(panels)], across)
+        _legend(figure, panels, places[len(panels) :])
+        figure.draw_without_rendering()  # where the points are
+        for panel, axes in zip(panels, places, strict=False):
+            _write_gains(axes, panel)
     said = [f"{panel.title}: " + "; ".join(_said(panel)) for panel in panels]
     return Plot(figure, "Dice against the reduction of bytes", ". ".join(said))
 
@@ -135,53 +147,82 @@ def _draw(axes: Axes, panel: _Panel) -> None:
 
     axes.set_title(panel.title)
     axes.set_xscale("log")
+    axes.margins(x=0.15)
     for point in panel.points:
         colour, marker = _look(point.method)
         axes.vlines(point.reduction, point.low, point.high, color=colour, linewidth=1.2)
         axes.plot(point.reduction, point.dice, color=colour, marker=marker, markersize=8)
-        axes.annotate(
-            "gain ?" if point.gain is None else f"{point.gain:+.1f}".replace("-", "\N{MINUS SIGN}"),
-            (point.reduction, point.dice),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
     if panel.points:
         axes.set_ylim(*dice_limits([(point.low, point.high) for point in panel.points]))
     if panel.left_out:
         names = ", ".join(map(_title, panel.left_out))
-        axes.text(0.02, 0.02, f"Dice not known: {names}", transform=axes.transAxes, fontsize=8)
+        axes.text(0.02, 0.02, f"not known: {names}", transform=axes.transAxes, fontsize=SMALL)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
 
 
-def _legend(figure: Figure, panels: Sequence[_Panel]) -> None:
-    """One legend below all panels, in the order of the paper's methods."""
+def _axis_titles(places: Sequence[Axes], across: int) -> None:
+    """Below each column's lowest panel and left of each row."""
+    for place, axes in enumerate(places):
+        if place + across >= len(places):
+            axes.set_xlabel("times fewer bytes than full fine-tuning")
+            axes.tick_params(labelbottom=True)
+        if place % across == 0:
+            axes.set_ylabel("mean Dice, %")
+
+
+def _write_gains(axes: Axes, panel: _Panel) -> None:
+    """The gain beside each point, on the first side where it covers no point and no other gain."""
+    from matplotlib.transforms import Bbox
+
+    def box(reduction: float, low: float, high: float, half: float) -> Bbox:
+        """Around a point, or an upright line of the plot; `half` a width in points."""
+        by = half * axes.figure.dpi / 72
+        x, bottom = axes.transData.transform((reduction, low))
+        top = axes.transData.transform((reduction, high))[1]
+        return Bbox([[x - by, bottom - by], [x + by, top + by]])
+
+    taken = [box(p.reduction, p.dice, p.dice, 4) for p in panel.points]
+    taken += [box(p.reduction, p.low, p.high, 1) for p in panel.points]
+    for point in panel.points:
+        text = "gain ?" if point.gain is None else f"{point.gain:+.1f}"
+        shown = axes.annotate(
+            text.replace("-", "\N{MINUS SIGN}"),
+            (point.reduction, point.dice),
+            _SIDES[0][0],
+            textcoords="offset points",
+            fontsize=SMALL,
+        )
+        for offset, across, up in (*_SIDES, _SIDES[0]):
+            shown.set(position=offset, ha=across, va=up)
+            if not any(shown.get_window_extent().overlaps(other) for other in taken):
+                break
+        taken.append(shown.get_window_extent())
+
+
+def _legend(figure: Figure, panels: Sequence[_Panel], free: Sequence[Axes]) -> None:
+    """One legend, in the order of the paper's methods: where a panel is free, or below all."""
     from matplotlib.lines import Line2D
 
     drawn = {point.method for panel in panels for point in panel.points}
-    handles = [
-        Line2D(
-            [], [], linestyle="", marker=_look(name)[1], color=_look(name)[0], label=_title(name)
+    handles = []
+    for name in [*(name for name in METHODS if name in drawn), *sorted(drawn - set(METHODS))]:
+        colour, marker = _look(name)
+        handles.append(Line2D([], [], ls="", marker=marker, color=colour, label=_title(name)))
+    if free:
+        free[0].set_axis_off()
+        free[0].legend(handles=handles, loc="center left", title=_LEGEND, alignment="left")
+    else:
+        figure.legend(
+            handles=handles, loc="outside lower center", title=_LEGEND.replace("\n", " "), ncols=3
         )
-        for name in [*(name for name in METHODS if name in drawn), *sorted(drawn - set(METHODS))]
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=3,
-        title="number at a point: gain over training alone, points of Dice",
-    )
 
 
 def _look(method: str) -> tuple[str, str]:
     """Colour and marker, the same in every panel and figure."""
-    if method not in METHODS:
-        return INK, "*"
-    place = METHODS.index(method)
-    return COLOURS[place], MARKERS[place]
+    place = _METHODS.index(method) if method in _METHODS else None
+    return (INK, "*") if place is None else (COLOURS[place], MARKERS[place])
 
 
 def _title(method: str) -> str:

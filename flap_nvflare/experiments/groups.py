@@ -107,6 +107,25 @@ def gain(cell: Cell, cells: Sequence[Cell]) -> float | None:
     return None if together is None or own is None else together - own
 
 
+def elsewhere(group: Group, test: str) -> list[float | None]:
+    """Mean Dice on another test set, one a cell."""
+    return [((cell.get("elsewhere") or {}).get(test) or {}).get("mean") for cell in group.cells]
+
+
+def synthetic(cells: Sequence[Cell]) -> bool:
+    """Whether any of the scans are: as `data` says, or because it names phantoms, not a folder."""
+    return any(
+        data.get("synthetic", bool(data) and "root" not in data)
+        for data in (cell.get("data") or {} for cell in cells)
+    )
+
+
+def seeds_text(cells: Sequence[Cell]) -> str:
+    """All seeds in order: "seeds 0, 1, 2"."""
+    seeds = sorted({cell["seed"] for cell in cells})
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def axes(groups: Sequence[Group]) -> list[str]:
     """Names of all axes, in their order."""
     return list(dict.fromkeys(name for group in groups for name in group.varied))
@@ -120,6 +139,12 @@ def axis_title(name: str) -> str:
 def value_text(axis: str, value: Any) -> str:
     """A value of an axis as a reader wants it."""
     return MODES.get(value, str(value)) if axis == MODE else plain_text(value)
+
+
+def value_label(axis: str, value: Any) -> str:
+    """A value that says of what it is: "flap", but "rank 8"."""
+    named = f"{axis_title(axis)} " if isinstance(value, (int, float)) else ""
+    return named + value_text(axis, value)
 
 
 def labels(groups: Sequence[Group], but: Sequence[str] = ()) -> list[str]:
@@ -137,12 +162,7 @@ def labels(groups: Sequence[Group], but: Sequence[str] = ()) -> list[str]:
 
 def _label(group: Group, told: Sequence[str], modes: bool) -> str:
     parts = [group.name] if group.name else []
-    for axis in told:
-        if axis in group.varied:
-            value = group.varied[axis]
-            number = isinstance(value, (int, float))
-            named = f"{axis_title(axis)} " if number else ""
-            parts.append(named + value_text(axis, value))
+    parts += [value_label(axis, group.varied[axis]) for axis in told if axis in group.varied]
     if modes and group.mode != FEDERATED and group.mode not in group.name:
         parts.append(MODES[group.mode])
     return ", ".join(parts)

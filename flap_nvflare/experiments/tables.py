@@ -16,7 +16,10 @@ from flap_nvflare.experiments.groups import (
     Group,
     axes,
     axis_title,
+    elsewhere,
     grouped,
+    seeds_text,
+    synthetic,
     value_text,
 )
 from flap_nvflare.experiments.spread import Spread, spread
@@ -105,8 +108,8 @@ def caption(
     seconds = seconds_text(sum(cell["seconds"] or 0.0 for cell in cells))
     sentences = [
         "; ".join(said) + ".",
-        "Synthetic scans." if any(map(_synthetic, cells)) else "",
-        f"{count} {'cell' if count == 1 else 'cells'} of {_all_seeds(cells)} in {seconds}"
+        "Synthetic scans." if synthetic(cells) else "",
+        f"{count} {'cell' if count == 1 else 'cells'} of {seeds_text(cells)} in {seconds}"
         + f", engine {_engines(cells)}, {_versions(cells)}.",
         f"Made by `{command}`." if command else "",
     ]
@@ -191,11 +194,6 @@ def interval_text(values: Sequence[float | None]) -> str:
     return dice_text(values, "interval")
 
 
-def elsewhere(group: Group, test: str) -> list[float | None]:
-    """Mean Dice on another test set, one a cell."""
-    return [((cell.get("elsewhere") or {}).get(test) or {}).get("mean") for cell in group.cells]
-
-
 def reduction(cell: Cell) -> float | None:
     """How many times fewer bytes than full fine-tuning's, both ways; None without a wire."""
     full, up, down = (_wire(cell, name) for name in ("full", "up", "down"))
@@ -247,11 +245,6 @@ def _seeds(group: Group) -> str:
     return str(len(group.cells))
 
 
-def _all_seeds(cells: Sequence[Cell]) -> str:
-    seeds = sorted({cell["seed"] for cell in cells})
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-
-
 def _engines(cells: Sequence[Cell]) -> str:
     return " and ".join(dict.fromkeys(str(cell.get("engine") or "not known") for cell in cells))
 
@@ -264,12 +257,6 @@ def _versions(cells: Sequence[Cell]) -> str:
             found.setdefault(package, {})[str(version)] = None
     said = [f"{package} {' and '.join(versions)}" for package, versions in found.items()]
     return ", ".join(said) or "versions not known"
-
-
-def _synthetic(cell: Cell) -> bool:
-    """What the cell's data say, or that they name no folder but knobs of the phantoms."""
-    data = cell.get("data") or {}
-    return bool(data.get("synthetic", bool(data) and "root" not in data))
 
 
 def _names(mappings: Any) -> list[str]:
