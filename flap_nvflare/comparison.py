@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from flap_nvflare.comparison_rows import ROWS, TABLES
-from flap_nvflare.data.kits import site_names
+from flap_nvflare.data.layouts import site_names
 from flap_nvflare.experiment import run
 from flap_nvflare.settings import Federation
 
@@ -38,7 +38,7 @@ def compare(
 
     Args:
         results: file of JSON lines, made or gone on with.
-        data_root: folder in the layout of KiTS19.
+        data_root: folder in a layout that `data.layouts` knows.
         seeds: seeds of the federations.
         rows: names out of `ROWS`.
         settings: changes to the federation's defaults that hold for every row.
@@ -59,7 +59,7 @@ def compare(
         for name in rows:
             federation = Federation.from_dict({**settings, **ROWS[name].settings, "seed": seed})
             cell = known.get((name, seed))
-            made_with = cell and (cell["data"], cell["federation"])
+            made_with = cell and (cell["data"], Federation.whole(cell["federation"]))
             same = made_with == (data, federation.to_dict())
             if cell is None or (same and curve and "history" not in cell):
                 row = ROWS[name]
@@ -185,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare methods and baselines on one data set, over several seeds.",
     )
     parser.add_argument("results", type=Path, help="file of JSON lines, made or gone on with")
-    parser.add_argument("--data", type=Path, required=True, help="folder in the layout of KiTS19")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder in a layout that `data.layouts` knows"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", choices=ROWS)
     parser.add_argument(

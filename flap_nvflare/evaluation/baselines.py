@@ -129,8 +129,9 @@ def claim(baseline: Baseline, federation: Federation, disk: Disk, folder: Path) 
         write_atomic(path, (json.dumps(ours, indent=2) + "\n").encode())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        found["federation"] = Federation.whole(found["federation"])
         what = next((name for name in ours if found.get(name) != ours[name]), None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise SettingsError(f"{path}: is damaged ({error}); remove the folder") from error
     if what is not None:
         raise SettingsError(

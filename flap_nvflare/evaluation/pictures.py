@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from flap_nvflare.data.panels import draw_panels
 from flap_nvflare.data.planes import LARGEST, square
 from flap_nvflare.data.volume import load_volume
-from flap_nvflare.prediction.picture import draw_panels
 from flap_nvflare.training.scores import CaseScore
 from flap_nvflare.training.work import SiteWork
 
@@ -81,11 +81,9 @@ class Pictures:
         self._seen = []
         cases = {case.name: case for case in getattr(work.cases, split)}
         site, drawn = work.site.name, []
-        window = work.data.window(site) if worst else None
         for _, name, index, predicted in worst:
-            assert window is not None
             volume = load_volume(cases[name], work.federation.classes)
-            grey = window.shown(volume.image[index])
+            grey = work.data.window_of(site, volume).shown(volume.image[index])
             planes = [
                 square(plane, volume.spacing[1:], LARGEST)
                 for plane in (grey, volume.label[index], predicted)

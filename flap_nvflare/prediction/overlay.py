@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flap_nvflare.data.panels import draw_panels
 from flap_nvflare.data.planes import LARGEST, square
 from flap_nvflare.data.scan import Scan
 from flap_nvflare.data.window import Window
-from flap_nvflare.prediction.picture import draw_panels
 
 _SLICES = 3
 

@@ -102,7 +102,7 @@ def test_its_files_are_those_of_the_model_zoo(bundle: Path, run_folder: Path) ->
     assert (bundle / "models" / "adapter.safetensors").read_bytes() == adapter
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     assert "0.432" in text
-    assert "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all" in text
+    assert "synthetic scans drawn from a seed by flap_nvflare, at one site or at all" in text
     assert "nothing low-rank is left at run time" in text
     assert "$" not in text
 

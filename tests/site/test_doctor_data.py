@@ -85,7 +85,7 @@ def test_every_broken_case_is_named(root: Path) -> None:
     assert sorted(wrong) == ["case case_00000", "case case_00001", "case case_00002"]
     assert "damaged" in wrong["case case_00000"].found
     assert "corners lie 50 mm apart" in wrong["case case_00001"].found
-    assert wrong["case case_00001"].mend == "resample the mask onto the scan's grid"
+    assert wrong["case case_00001"].mend.startswith("resample the mask onto the scan's grid, or")
     assert "unknown labels 9" in wrong["case case_00002"].found
     assert "1 of 4 readable" in findings[-2].found
     assert len(scans.slices) == 1
