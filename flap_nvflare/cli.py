@@ -19,8 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; the exit code is 0 only on success."""
     from flap_nvflare.bundle.commands import add_export
     from flap_nvflare.bundle.peft_commands import add_import
+    from flap_nvflare.data.commands import add_phantom
     from flap_nvflare.data.prepare_commands import add_prepare
     from flap_nvflare.evaluation.commands import add_evaluate
+    from flap_nvflare.experiments.commands import add_experiment
     from flap_nvflare.prediction.commands import add_predict
     from flap_nvflare.report.commands import add_report
     from flap_nvflare.site.commands import add_site
@@ -31,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     _add_count(commands)
     _add_doctor(commands)
     add_evaluate(commands)
+    add_experiment(commands)
     add_export(commands)
     add_import(commands)
-    _add_phantom(commands)
+    add_phantom(commands)
     add_predict(commands)
     add_prepare(commands)
     add_report(commands)
@@ -114,33 +117,6 @@ def _doctor(parsed: argparse.Namespace) -> int:
     from flap_nvflare.site.doctor_command import run
 
     return run(parsed)
-
-
-def _add_phantom(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "phantom", help="write synthetic abdominal CTs in the layout of KiTS19"
-    )
-    command.add_argument("out", type=Path, help="folder to write into")
-    command.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    command.add_argument(
-        "--difference",
-        type=float,
-        default=1.0,
-        help="how far the scanners are from each other: 0 all alike, 3 very different",
-    )
-    command.add_argument("--sites", default="", help="letters of the sites, such as ABC")
-    command.set_defaults(run=_phantom)
-
-
-def _phantom(parsed: argparse.Namespace) -> None:
-    from rich.progress import track
-
-    from flap_nvflare.data.phantom import PHANTOM_SITES, write_phantom
-
-    sites = list(parsed.sites) or list(PHANTOM_SITES)
-    for site in track(sites, description="Synthetic CTs by site"):
-        write_phantom(parsed.out, parsed.seed, [site], difference=parsed.difference)
-    print(f"Synthetic CTs of sites {', '.join(sites)} in {parsed.out}")
 
 
 def _add_rules(commands: argparse._SubParsersAction) -> None:

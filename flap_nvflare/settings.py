@@ -35,6 +35,8 @@ CHECKPOINT_VARIABLE = "FLAP_SAM_CHECKPOINT"
 BUNDLE_VARIABLE = "FLAP_BUNDLE_NETWORK"
 DATA_VARIABLE = "FLAP_DATA_ROOT"
 SOURCE_VARIABLE = "FLAP_DATA_SOURCE"
+HOME_VARIABLE = "FLAP_HOME"
+RESUME_VARIABLE = "FLAP_RESUME"
 SWITCHES = ("auto", "on", "off")
 # The switches of a site: how its hardware runs the network.
 HARDWARE = ("checkpointing", "channels_last", "packed", "compile")
@@ -119,6 +121,8 @@ class Federation:
             expected loss is that of all the site's slices alike).
         channels: `repeat` (the paper: one slice three times) or `neighbours` (slice before,
             which is nearer the head, slice, slice after).
+        grey_values: how grey values reach the network: `site` (CT: the window of a site's own
+            training cases) or `scan` (MR, whose values have no unit: a window of each scan itself).
         augment: random flips, small affine maps and intensity changes while training.
         augment_views: 0 for a fresh random change at every draw; n for n fixed changed views of
             each slice, the same in all rounds, of which the draw takes one.
@@ -177,6 +181,7 @@ class Federation:
     foreground_fraction: float = 0.7
     loss_weighting: str = "none"
     channels: str = "repeat"
+    grey_values: str = "site"
     augment: bool = True
     augment_views: int = 0
     validation_fraction: float = 0.25
@@ -281,6 +286,14 @@ class Federation:
         return cls(**checked)
 
     @classmethod
+    def whole(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings written by an earlier version, with those that it did not know yet.
+
+        A new setting's default is what was done before there was one.
+        """
+        return {**cls().to_dict(), **values}
+
+    @classmethod
     def load(cls, path: Path | str, environment: Mapping[str, str] = os.environ) -> Federation:
         """Reads `federation.yaml`: the profile's values, changed by those the file names.
 
@@ -346,6 +359,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "encryption": ("none", "he"),
     "loss_weighting": ("none", "importance"),
     "channels": ("repeat", "neighbours"),
+    "grey_values": ("site", "scan"),
     "weight_by": ("cases", "slices", "equal"),
     "precision": ("auto", "fp32", "bf16"),
     "cross_site": ("global", "all"),

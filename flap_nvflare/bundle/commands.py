@@ -21,7 +21,9 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 def add_window_options(command: argparse.ArgumentParser) -> None:
     """Adds what `grey.choose_window` reads: `--window`, `--site`, `--data-root`."""
     grey = command.add_argument_group(
-        "grey values", "without any, for kidney and tumour the mean over the sites of Fed-KiTS2019"
+        "grey values",
+        "without any, for kidney and tumour the mean over the sites of Fed-KiTS2019; of an adapter "
+        "trained with grey_values: scan each scan's own, and none of these options is taken",
     )
     grey.add_argument(
         "--window", type=float, nargs=4, metavar=("LOW", "HIGH", "MEAN", "STD"), help="in HU"
@@ -71,6 +73,9 @@ def _bundle(parsed: argparse.Namespace) -> None:
         print(json.dumps({"bundle": str(parsed.out), "window": note, "bytes": sizes}, indent=2))
         return
     print(f"MONAI Bundle in {parsed.out}; its commands: {parsed.out / 'docs' / 'README.md'}")
+    if window is None:
+        print(f"Grey window: {note}")
+        return
     print(f"Grey window: {window.low:g} {window.high:g} {window.mean:g} {window.std:g} HU, {note}")
 
 

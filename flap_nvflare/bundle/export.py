@@ -29,18 +29,19 @@ from flap_nvflare.settings import SettingsError
 
 DOCS = Path(__file__).parent / "docs"
 _AS_THEY_ARE = ("multi_gpu_train.yaml", "logging.conf")
+_NETWORK = ("arch", "image_size", "channels", "grey_values")  # what an inference has to know
 _WINDOW = ("low", "high", "mean", "std")
 _VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 _RUN = "run.json"
 
 
-def write_bundle(out: Path, trained: Trained, window: Window, window_note: str) -> None:
+def write_bundle(out: Path, trained: Trained, window: Window | None, window_note: str) -> None:
     """Writes the bundle, whole or not at all.
 
     Args:
         out: folder that does not exist yet, or is empty.
         trained: the network with its adapter.
-        window: the grey window of its inference.
+        window: the grey window of its inference; None if each scan has its own.
         window_note: what that window is.
 
     Raises:
@@ -66,7 +67,7 @@ def _write_weights(folder: Path, trained: Trained) -> None:
     shutil.copyfile(trained.file, folder / "adapter.safetensors")
 
 
-def _write_configs(folder: Path, trained: Trained, window: Window) -> None:
+def _write_configs(folder: Path, trained: Trained, window: Window | None) -> None:
     for name in _AS_THEY_ARE:
         shutil.copyfile(CONFIGS / name, folder / name)
     federation = trained.federation
@@ -84,9 +85,9 @@ def _write_configs(folder: Path, trained: Trained, window: Window) -> None:
         "inference.yaml": filled(
             (CONFIGS / "inference.yaml").read_text(encoding="utf-8"),
             {
-                **{name: settings[name] for name in ("arch", "image_size", "channels")},
+                **{name: settings[name] for name in _NETWORK},
                 "classes": federation.classes,
-                **{f"window_{name}": getattr(window, name) for name in _WINDOW},
+                **{f"window_{name}": getattr(window, name, None) for name in _WINDOW},
             },
         ),
         "metadata.json": json.dumps(described(trained, window), indent=2) + "\n",
@@ -111,7 +112,7 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
     return text
 
 
-def described(trained: Trained, window: Window) -> dict[str, Any]:
+def described(trained: Trained, window: Window | None) -> dict[str, Any]:
     """The bundle's metadata.json."""
     federation = trained.federation
     size = [federation.image_size] * 2
@@ -121,8 +122,8 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
         name: _version(name) for name in values["required_packages_version"]
     }
     values["task"] = (
-        f"Segmentation of {' and '.join(federation.class_names)} in CT by a fine-tuned Segment "
-        "Anything Model"
+        f"Segmentation of {' and '.join(federation.class_names)} in {_scans(window)} by a "
+        "fine-tuned Segment Anything Model"
     )
     values["description"] = (
         f"A Segment Anything Model ({federation.arch}) on axial slices, fine-tuned by method "
@@ -132,10 +133,9 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
     values["data_source"] = data_of(trained)
     values["eval_metrics"] = {"validation_mean_dice": _score(trained)}
     formats = values["network_data_format"]
-    low, high = ((edge - window.mean) / window.std for edge in (window.low, window.high))
     formats["inputs"]["image"] |= {
         "spatial_shape": size,
-        "value_range": [round(low, 4), round(high, 4)],
+        **_format(window),
         "channel_def": dict(zip("012", _channels(federation.channels), strict=True)),
     }
     formats["outputs"]["pred"] |= {
@@ -146,6 +146,19 @@ def described(trained: Trained, window: Window) -> dict[str, Any]:
         },
     }
     return values
+
+
+def _scans(window: Window | None) -> str:
+    """What is segmented, in words: a window is in HU."""
+    return "3D scans" if window is None else "CT"
+
+
+def _format(window: Window | None) -> dict[str, Any]:
+    """What the network's input is, in the words of MONAI's metadata."""
+    if window is None:
+        return {"format": "magnitude", "modality": "MR or other", "value_range": []}
+    ends = ((edge - window.mean) / window.std for edge in (window.low, window.high))
+    return {"value_range": [round(end, 4) for end in ends]}
 
 
 def data_of(trained: Trained) -> str:
@@ -162,7 +175,7 @@ def data_of(trained: Trained) -> str:
     said = str(values.get("data")) if isinstance(values, dict) else ""
     return {
         # One such site makes a run so; the others may have had patients' scans.
-        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all",
+        "synthetic": "synthetic scans drawn from a seed by flap_nvflare, at one site or at all",
         "sites' own": "scans of the sites of a federation, which stay with them",
     }.get(said, "not stated by the adapter's file")
 
@@ -185,7 +198,22 @@ def _version(package: str) -> str:
     return metadata.version(package).split("+")[0]  # without what it was built for
 
 
-def _write_docs(folder: Path, trained: Trained, window: Window, window_note: str) -> None:
+def _grey_note(window: Window | None, window_note: str) -> str:
+    if window is None:
+        return (
+            "each scan scaled by itself. Of its voxels above the lowest tenth of the range between "
+            "its own 2 and 98 percentiles, the 0.5 and 99.5 percentiles are what it is clipped to, "
+            "and mean and deviation after that what it is z-scored by. Nothing has to be put in."
+        )
+    return (
+        f"slices in HU, clipped to [{window.low:g}, {window.high:g}], then (HU - {window.mean:g}) "
+        f"/ {window.std:g}. This window: {window_note}. It stands in `configs/inference.yaml` as "
+        "`window_low`, `window_high`, `window_mean` and `window_std`; put in that of the site "
+        "whose scans you segment."
+    )
+
+
+def _write_docs(folder: Path, trained: Trained, window: Window | None, window_note: str) -> None:
     shutil.copyfile(DOCS / "LICENSE", folder / "LICENSE")
     federation, data = trained.federation, data_of(trained)
     names = ("background", *federation.class_names)
@@ -202,8 +230,8 @@ def _write_docs(folder: Path, trained: Trained, window: Window, window_note: str
         "base_sha256": trained.spec.base_sha256,
         "base_note": " (random weights)" if federation.base == "random" else "",
         "channels": ", ".join(_channels(federation.channels)),
-        **{name: f"{getattr(window, name):g}" for name in _WINDOW},
-        "window_note": window_note,
+        "scans": _scans(window),
+        "grey_note": _grey_note(window, window_note),
         "channel_count": len(names),
         "channel_list": ", ".join(f"{index} {name}" for index, name in enumerate(names)),
         "performance": "Not stated by the adapter's file: evaluate it on your own test cases."

@@ -1,7 +1,8 @@
 """The grey values of a scan that belongs to no site: which window the network sees it through.
 
-In training a site's window comes from its own training cases, and it never leaves the site. So the
-file of an adapter cannot say it, and whoever predicts, or exports what will, has to.
+With `grey_values` `site` a site's window comes from its own training cases, and it never leaves the
+site. So the file of an adapter cannot say it, and whoever predicts, or exports what will, has to.
+With `scan` each scan has its own, and nobody has to say anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ OPTIONS = (
     "--window LOW HIGH MEAN STD (HU), --site with a letter of Fed-KiTS2019, or --data-root FOLDER "
     "and --site to read it off that site's training cases"
 )
+OF_EACH_SCAN = "of each scan itself"
 
 
 def choose_window(
@@ -25,8 +27,8 @@ def choose_window(
     values: Sequence[float] | None = None,
     site: str = "",
     data_root: Path | None = None,
-) -> tuple[Window, str]:
-    """The window and where it comes from.
+) -> tuple[Window | None, str]:
+    """The window, None if each scan has its own, and where it comes from.
 
     Args:
         federation: settings of the adapter.
@@ -35,8 +37,16 @@ def choose_window(
         data_root: folder with a site's training cases.
 
     Raises:
-        DataError: if the options do not name one window, or there is no default for these classes.
+        DataError: if the options do not name one window, there is no default for these classes, or
+            each scan has its own.
     """
+    if federation.grey_values == "scan":
+        if values is not None or site or data_root:
+            raise DataError(
+                "the adapter was trained with grey_values: scan, every scan scaled by itself, so "
+                "there is no window to choose; leave out --window, --site and --data-root"
+            )
+        return None, OF_EACH_SCAN
     if values is not None:
         if site or data_root:
             raise DataError("--window excludes --site and --data-root; give one of them")

@@ -18,7 +18,7 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.prepared import prepare_images
 from flap_nvflare.data.scan import Scan, check_values, mask_image, open_scan
 from flap_nvflare.data.slices import image_batches
-from flap_nvflare.data.window import Window
+from flap_nvflare.data.window import Window, scan_window
 from flap_nvflare.training.volume_scorer import native_masks
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
     Args:
         folder: of the scans.
         pattern: which of its files are scans, such as `*/imaging.nii.gz`.
-        window: the grey values.
+        window: the grey values; None for those of each scan by itself.
         image_size: S', side of the network's input.
         channels: as in training, see `data.slices.SliceDataset`.
         batch_size: n, at most.
@@ -50,7 +50,7 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
         self,
         folder: Path | str | None,
         pattern: str,
-        window: Window,
+        window: Window | None,
         image_size: int,
         channels: str,
         batch_size: int,
@@ -78,13 +78,15 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in self.paths:
             scan, name = open_scan(path), self._name(path)
-            count = scan.shape[0]
-            check_values(path, (scan.slab(k, k + 1) for k in range(count)))
-            for image, _ in image_batches(self._images(scan), count, self._channels, self._batch):
+            check_values(path, scan.slabs())
+            for image, _ in image_batches(
+                self._images(scan), scan.shape[0], self._channels, self._batch
+            ):
                 yield {CommonKeys.IMAGE: image, SCAN: scan, NAME: name}
 
     def _images(self, scan: Scan) -> Callable[[int, int], torch.Tensor]:
-        return lambda first, last: prepare_images(scan.slab(first, last), self._window, self._size)
+        window = self._window or scan_window(scan)
+        return lambda first, last: prepare_images(scan.slab(first, last), window, self._size)
 
     def _name(self, path: Path) -> str:
         name = path.relative_to(self.folder).as_posix()

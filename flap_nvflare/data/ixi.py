@@ -29,7 +29,7 @@ from flap_nvflare.data.tables import read_rows
 TABLE = "metadata_tiny.csv"
 HOSPITALS = ("Guys", "HH", "IOP")  # in the order of the table's numbers
 CLASS_NAMES = ("brain",)
-_COLUMNS = ("Patient ID", "Manufacturer", "Split")
+COLUMNS = ("Patient ID", "Manufacturer", "Split")
 _FILE = re.compile(r"(IXI(\d{3})-([A-Za-z]+)-(\d{4}))(?!\d)(.*)")
 _MASK_FOLDER = re.compile(r"(label|mask|seg)(s|mentations?)?", re.IGNORECASE)
 _MASK_NAME = re.compile(r".*[-_](label|mask|seg)(s|mentation)?", re.IGNORECASE)
@@ -73,7 +73,7 @@ def _by_table(table: Path, found: dict[int, Entry]) -> list[Entry]:
     here = {entry.site for entry in found.values()}
     seen: dict[int, int] = {}
     entries = []
-    for line, (patient, number, split) in read_rows(table, _COLUMNS, ""):
+    for line, (patient, number, split) in read_rows(table, COLUMNS, ""):
         place = f"{table}, line {line}"
         hospital = HOSPITALS[int(number)] if number in ("0", "1", "2") else ""
         if not patient.isdecimal() or not hospital or split not in SPLITS:

@@ -8,19 +8,13 @@ into one folder at the same time.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from flap_nvflare.data.anatomy import (
     PHASES,
@@ -31,83 +25,19 @@ from flap_nvflare.data.anatomy import (
     paint_vessels,
 )
 from flap_nvflare.data.canvas import Canvas
-from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
-from flap_nvflare.data.kits import IMAGE, LABEL, MANIFEST, TABLE
+from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
+from flap_nvflare.data.phantom_files import PhantomCase, PhantomFolder
+from flap_nvflare.data.phantoms import FIRST_TEST, MODALITIES, Phantoms, write_phantoms
+from flap_nvflare.data.scanners import (
+    PHANTOM_SITES,
+    numbered_sites,
+    scanner_of,
+    site_number,
+)
 
 VERSION = 2
-_PRIVATE = ".phantom-"
 _SIDE = 128
-
-
-@dataclass(frozen=True)
-class PhantomSite:
-    """One synthetic hospital.
-
-    Attributes:
-        train, test: number of cases.
-        phases: contrast phases of its scans, drawn evenly (see `anatomy.PHASES`). A small site
-            keeps to one protocol: its few training cases must show what its test cases do.
-        contrast: share of the phase's contrast that arrives, 0 to 1.
-        noise: deviation of the noise in HU.
-        grain: correlation of the noise in pixels.
-        shift, scale: HU = scale * HU + shift, a scanner out of calibration.
-        in_plane, slice_spacing: ranges in mm; the field of view is set close around the body.
-        tumours: share of the cases with a tumour; the first training and the first test case
-            always have one.
-    """
-
-    train: int
-    test: int
-    phases: tuple[str, ...]
-    contrast: float
-    noise: float
-    grain: float
-    shift: float
-    scale: float
-    in_plane: tuple[float, float]
-    slice_spacing: tuple[float, float]
-    tumours: float
-
-    def exaggerated(self, difference: float) -> PhantomSite:
-        """The scanner with its distance to a typical one times `difference`; 0 makes all alike."""
-
-        def linear(value: float, typical: float) -> float:
-            return typical + difference * (value - typical)
-
-        return replace(
-            self,
-            contrast=max(linear(self.contrast, 1.0), 0.1),
-            noise=_NOISE * (self.noise / _NOISE) ** difference,
-            grain=_GRAIN * (self.grain / _GRAIN) ** difference,
-            shift=linear(self.shift, 0.0),
-            scale=max(linear(self.scale, 1.0), 0.1),
-        )
-
-
-# Of a typical scanner: the geometric means over the sites below.
-_NOISE, _GRAIN = 13.8, 0.63
-
-PHANTOM_SITES = {
-    "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),
-    "B": PhantomSite(5, 2, ("arterial",), 1.0, 17, 0.4, 12, 1.06, (2.35, 2.6), (4.0, 5.0), 0.85),
-    "C": PhantomSite(4, 2, ("arterial",), 1.15, 9, 0.9, -8, 1.1, (2.3, 2.45), (4.0, 4.5), 1.0),
-    "D": PhantomSite(3, 2, ("venous",), 0.8, 14, 0.8, 5, 0.95, (2.4, 2.6), (5.0, 6.0), 0.8),
-    "E": PhantomSite(5, 2, ("venous",), 0.75, 19, 0.5, 25, 0.92, (2.45, 2.6), (4.5, 6.0), 0.8),
-    "F": PhantomSite(
-        8, 3, ("arterial", "venous", "late"), 0.95, 14, 0.7, -15, 1.0, (2.3, 2.6), (3.5, 5.5), 0.85
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A line of the table."""
-
-    name: str
-    site: str
-    split: str
-    index: int
 
 
 def write_phantom(
@@ -133,45 +63,31 @@ def write_phantom(
         DataError: if the folder holds anything else, or phantoms of another version or seed, or
             if a site is unknown.
     """
-    folder = Path(root)
-    wanted = list(PHANTOM_SITES) if sites is None else list(dict.fromkeys(sites))
-    unknown = [site for site in wanted if site not in PHANTOM_SITES]
-    if unknown:
-        raise DataError(f"no synthetic site {unknown}; expected some of {list(PHANTOM_SITES)}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed is {seed!r}; give a whole number from 0")
-    if not 0.0 <= difference <= 10.0:
-        raise DataError(f"difference is {difference!r}; give a number from 0 to 10")
-    entries = _entries()
-    _claim(folder, seed, difference, {entry.name for entry in entries})
-    _write_table(folder, entries)
-    todo = [entry for entry in entries if entry.site in wanted]
-    for done, entry in enumerate(todo, start=1):
-        _write_case(folder, entry, seed, difference)
-        if progress is not None:
-            progress(done, len(todo))
-    return folder
+    return write_phantoms(root, Phantoms(seed=seed, difference=difference), sites, progress)
 
 
 def phantom_case(
-    site: str, index: int, seed: int, difference: float = 1.0
+    site: str, index: int, seed: int, difference: float = 1.0, modality: str = "ct"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One case: scan (S, H, W) int16 HU, mask (S, H, W) uint8, affine (4, 4).
+    """One case: scan (S, H, W) int16, mask (S, H, W) uint8, affine (4, 4).
 
     Args:
-        site: letter out of `PHANTOM_SITES`.
-        index: of the case in its site, training cases first.
+        site: letter out of `PHANTOM_SITES`, or `S001` and so on.
+        index: of the case in its site, training cases first; see also `phantoms.FIRST_TEST`.
         seed: of the phantoms.
         difference: see `PhantomSite.exaggerated`.
+        modality: one of `MODALITIES`; CT is in HU.
     """
-    scanner = PHANTOM_SITES[site]
+    pictured = import_module(f"flap_nvflare.data.{MODALITIES[modality]}")
+    scanner = scanner_of(site, VERSION, seed)
     if difference != 1.0:  # rounding would change the bytes
         scanner = scanner.exaggerated(difference)
-    rng = np.random.default_rng([VERSION, seed, ord(site), index])
+    rng = np.random.default_rng([VERSION, seed, site_number(site), index])
     step, pixel = rng.uniform(*scanner.slice_spacing), rng.uniform(*scanner.in_plane)
     slices = int(np.clip(round(rng.uniform(125, 150) / step), 24, 32))
     canvas = Canvas((slices, _SIDE, _SIDE), (step, pixel, pixel), rng)
     phase = PHASES[str(rng.choice(scanner.phases))].diluted(scanner.contrast * rng.uniform(0.85, 1))
+    phase = pictured.PHASE or phase  # after the draw: all modalities show the same body
     build = paint_body(canvas, _SIDE * pixel)
     paint_bowel(canvas, build)
     paint_organs(canvas, build, phase)
@@ -179,120 +95,55 @@ def phantom_case(
     paint_vessels(canvas, build, phase)
     kidneys = paint_kidneys(canvas, build, phase)
     paint_look_alikes(canvas, kidneys, phase)
-    if index in (0, scanner.train) or rng.random() < scanner.tumours:
+    if index in (0, scanner.train, FIRST_TEST) or rng.random() < scanner.tumours:
         for _ in range(1 + int(rng.random() < 0.15)):
             paint_tumour(canvas, kidneys[int(rng.integers(len(kidneys)))], phase)
-    return _scan(canvas, scanner), canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
+    return (
+        pictured.scan(canvas, scanner),
+        canvas.label,
+        np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]],
+    )
 
 
-def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
-    """What the scanner makes of the body: partial volume, calibration, correlated noise."""
-    rng = canvas.rng
-    image = gaussian_filter(canvas.hu, (0.35, 0.6, 0.6))
-    image = image * np.float32(scanner.scale) + np.float32(scanner.shift)
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
-    noise = gaussian_filter(noise, (0, scanner.grain, scanner.grain))
-    image += noise * (scanner.noise * rng.uniform(0.8, 1.25) / noise.std())
-    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
+    """All cases and the table in the layout of KiTS19.
 
-
-def _entries() -> list[_Entry]:
-    """All lines of the table; the numbers of the cases run through the sites."""
-    entries: list[_Entry] = []
-    for site, scanner in PHANTOM_SITES.items():
-        for index in range(scanner.train + scanner.test):
-            split = "train" if index < scanner.train else "test"
-            entries.append(_Entry(f"case_{len(entries):05d}", site, split, index))
-    return entries
-
-
-def _claim(folder: Path, seed: int, difference: float, names: set[str]) -> None:
-    """Makes the folder ours, or checks that it is; the manifest is the first file in it."""
-    manifest = folder / MANIFEST
-    ours: dict[str, object] = {"synthetic": True, "version": VERSION, "seed": seed}
-    if difference != 1.0:
-        ours["difference"] = difference
-    folder.mkdir(parents=True, exist_ok=True)
-    # Names first, manifest second: whoever wrote a case meanwhile wrote the manifest before it.
-    present = _visible(folder)
-    if not manifest.is_file():
-        _refuse_foreign(folder, present)
-        _place(manifest, json.dumps(ours, indent=2).encode(), only_if_missing=True)
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{manifest}: is no JSON ({error}); name another folder") from error
-    if found != ours:
-        raise DataError(
-            f"{manifest}: the folder holds {found}, asked for {ours}; name another folder"
-        )
-    _refuse_foreign(folder, _visible(folder) - {MANIFEST, TABLE, *names})
-
-
-def _visible(folder: Path) -> set[str]:
-    """Names in the folder but for hidden ones, among which are files still being written."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-
-
-def _refuse_foreign(folder: Path, foreign: set[str]) -> None:
-    if foreign:
-        raise DataError(
-            f"{folder}: holds {min(foreign)!r} and {len(foreign) - 1} more that are not synthetic; "
-            f"name an empty folder, real scans are never overwritten"
-        )
-
-
-def _write_table(folder: Path, entries: list[_Entry]) -> None:
+    Cases of the described sites are numbered through the table, as in KiTS19; where their number
+    is a knob, a case is named after its site and its number there.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case_ids", "site_ids", "train_test_split", "train_test_split_silo"])
-    for entry in entries:
-        number = list(PHANTOM_SITES).index(entry.site)
-        writer.writerow([entry.name, number, entry.split, f"{entry.split}_{number}"])
-    _place(folder / TABLE, text.getvalue().encode())
+    sites = numbered_sites(phantoms.sites) or tuple(PHANTOM_SITES)
+    cases: list[PhantomCase] = []
+    for number, site in enumerate(sites):
+        shown = site if phantoms.sites else number
+        for split, index in _numbers(site, phantoms):
+            name = f"case_{site}_{index:04d}" if phantoms.counted else f"case_{len(cases):05d}"
+            writer.writerow([name, shown, split, f"{split}_{shown}"])
+            draw = partial(
+                phantom_case,
+                site,
+                index,
+                phantoms.seed,
+                phantoms.difference,
+                phantoms.modality,
+            )
+            cases.append(PhantomCase(site, f"{name}/{IMAGE}", f"{name}/{LABEL}", draw))
+    return PhantomFolder(
+        version=VERSION,
+        sites=sites,
+        cases=tuple(cases),
+        tables={TABLE: text.getvalue().encode()},
+        names=frozenset(case.image.partition("/")[0] for case in cases),
+    )
 
 
-def _write_case(folder: Path, entry: _Entry, seed: int, difference: float) -> None:
-    """Writes a case under another name first, so that a case folder is always complete."""
-    target = folder / entry.name
-    if all((target / name).is_file() for name in (IMAGE, LABEL)):
-        return
-    image, label, affine = phantom_case(entry.site, entry.index, seed, difference)
-    work = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=folder))
-    try:
-        for name, array in ((IMAGE, image), (LABEL, label)):
-            nifti = nib.Nifti1Image(array, affine)
-            nifti.header.set_xyzt_units("mm")
-            # A time stamp would make equal files differ.
-            (work / name).write_bytes(gzip.compress(nifti.to_bytes(), 1, mtime=0))
-        work.chmod(0o755)
-        try:
-            work.rename(target)
-        except OSError:
-            # Another process was faster, or a file was lost: the bytes are the same.
-            for name in (IMAGE, LABEL):
-                (work / name).replace(target / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
-    """Writes a file at once, never in part."""
-    handle, name = tempfile.mkstemp(prefix=_PRIVATE, dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    part = Path(name)
-    part.chmod(0o644)
-    try:
-        if only_if_missing:
-            path.hardlink_to(part)
-        else:
-            part.replace(path)
-    except FileExistsError:
-        pass  # another process was faster
-    except OSError:
-        if not only_if_missing:
-            raise
-        part.replace(path)  # a file system without hard links
-    finally:
-        part.unlink(missing_ok=True)
+def _numbers(site: str, phantoms: Phantoms) -> list[tuple[str, int]]:
+    """Split and number in the site of each of its cases."""
+    scanner = scanner_of(site, VERSION, phantoms.seed)
+    train, test = phantoms.train or scanner.train, phantoms.test or scanner.test
+    first = FIRST_TEST if phantoms.counted else train
+    return [("train", index) for index in range(train)] + [
+        ("test", first + index) for index in range(test)
+    ]

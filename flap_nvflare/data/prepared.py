@@ -30,7 +30,14 @@ from flap_nvflare.data.cases import Case
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.store import Store, checksum
 from flap_nvflare.data.volume import Volume, load_volume
-from flap_nvflare.data.window import PERCENTILES, Window
+from flap_nvflare.data.window import (
+    AIR,
+    LOOKED_AT,
+    PERCENTILES,
+    ROBUST_RANGE,
+    Window,
+    volume_window,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +111,8 @@ class ReadCase(Transform):
 class PrepareSlices(Transform):
     """Windows and resizes the slices of `volume` and deflates its mask.
 
+    Without a window, the volume's own is taken.
+
     Images are bilinear, low-pass filtered when shrunk; labels take the nearest voxel.
     """
 
@@ -111,7 +120,8 @@ class PrepareSlices(Transform):
         """The tensors of a `Prepared` in place of `data`."""
         volume: Volume = data["volume"]
         size = (data["image_size"], data["image_size"])
-        images = prepare_images(volume.image, data["window"], data["image_size"])
+        window = volume_window(volume) if data["window"] is None else data["window"]
+        images = prepare_images(volume.image, window, data["image_size"])
         label = torch.from_numpy(volume.label)[:, None]
         labels = interpolate(label, size=size, mode="nearest-exact")
         deflated = zlib.compress(volume.label.tobytes(), 1)
@@ -128,8 +138,8 @@ def prepare_images(image: np.ndarray, window: Window, image_size: int) -> Tensor
     """Slices as the network sees them; of some slices of a volume the same as of all.
 
     Args:
-        image: (n, H, W) float32, HU.
-        window: the site's grey values.
+        image: (n, H, W) float32, in the units of the scan.
+        window: grey values of the site, or of the scan.
         image_size: S', side of the network's input.
 
     Returns:
@@ -150,7 +160,7 @@ class PreparedCases(PersistentDataset):
 
     Args:
         cases: the cases.
-        window: the site's grey values.
+        window: the site's grey values; None for those of each scan by itself.
         image_size: S', side of the network's input; H and W are both resized to it.
         classes: number of foreground classes C.
         store: where prepared cases are kept.
@@ -160,7 +170,7 @@ class PreparedCases(PersistentDataset):
     def __init__(
         self,
         cases: Sequence[Case],
-        window: Window,
+        window: Window | None,
         image_size: int,
         classes: int,
         store: Store,
@@ -207,9 +217,11 @@ class PreparedCases(PersistentDataset):
         return Prepared.of(item["case"].name, item["key"], super()._transform(index))
 
 
-def case_key(case: Case, window: Window, image_size: int, classes: int) -> str:
+def case_key(case: Case, window: Window | None, image_size: int, classes: int) -> str:
     """Hash of all that decides a prepared case: files, settings, and the code that makes it."""
-    values = (window.low, window.high, window.mean, window.std)
+    values: tuple[object, ...] = ("scan", PERCENTILES, ROBUST_RANGE, AIR, LOOKED_AT)
+    if window is not None:
+        values = (window.low, window.high, window.mean, window.std)
     return _hash("case", _stamp(case), values, image_size, classes)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from flap_nvflare.data.errors import DataError
 # Head to feet, front to back, right to left, in nibabel's numbering of the RAS axes.
 ORIENTATION = np.array([[2, -1], [1, -1], [0, -1]])
 _BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, TypeError)
+_SLAB = 16  # slices in memory at once where all are looked at
 _NUMBERS = "iufb"  # numpy's kinds of numbers with an order
 # Free text of a header; the first two are left of Analyze, and hold names of patients there.
 _TEXTS = ("data_type", "db_name", "descrip", "aux_file")
@@ -88,6 +89,12 @@ class Scan:
         values = apply_read_scaling(self.stored[tuple(index)], self.slope, self.intercept)
         turned = apply_orientation(values, self.turn)
         return np.ascontiguousarray(turned, dtype=np.float32)
+
+    def slabs(self) -> Iterator[np.ndarray]:
+        """All slices in order, (n, H, W) float32 of a few at once."""
+        count = self.shape[0]
+        for first in range(0, count, _SLAB):
+            yield self.slab(first, min(first + _SLAB, count))
 
     def whole(self) -> np.ndarray:
         """All slices, (S, H, W) float32."""

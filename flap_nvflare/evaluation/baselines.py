@@ -23,7 +23,7 @@ from flap_nvflare.aggregation import least_sites
 from flap_nvflare.bundle.alone import Alone
 from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS
 from flap_nvflare.bundle.workflow import build_work
-from flap_nvflare.experiment import Curve, federate, show_adapter
+from flap_nvflare.in_process import Curve, federate, show_adapter
 from flap_nvflare.settings import Federation, SettingsError, Site
 from flap_nvflare.training.site_data import POOL
 from flap_nvflare.training.site_round import SiteRound
@@ -129,8 +129,9 @@ def claim(baseline: Baseline, federation: Federation, disk: Disk, folder: Path) 
         write_atomic(path, (json.dumps(ours, indent=2) + "\n").encode())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        found["federation"] = Federation.whole(found["federation"])
         what = next((name for name in ours if found.get(name) != ours[name]), None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise SettingsError(f"{path}: is damaged ({error}); remove the folder") from error
     if what is not None:
         raise SettingsError(

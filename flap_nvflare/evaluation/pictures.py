@@ -81,11 +81,9 @@ class Pictures:
         self._seen = []
         cases = {case.name: case for case in getattr(work.cases, split)}
         site, drawn = work.site.name, []
-        window = work.data.window(site) if worst else None
         for _, name, index, predicted in worst:
-            assert window is not None
             volume = load_volume(cases[name], work.federation.classes)
-            grey = window.shown(volume.image[index])
+            grey = work.data.window_of(site, volume).shown(volume.image[index])
             planes = [
                 square(plane, volume.spacing[1:], LARGEST)
                 for plane in (grey, volume.label[index], predicted)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flap_nvflare.adapter.ledger import DIRECTIONS
 from flap_nvflare.aggregation.server import ServerState
-from flap_nvflare.flare.context import RESUME_VARIABLE
 from flap_nvflare.flare.run import LAST, RunFolder
-from flap_nvflare.settings import Federation, SettingsError
+from flap_nvflare.settings import RESUME_VARIABLE, Federation, SettingsError
 
 if TYPE_CHECKING:
     from flap_nvflare.flare.job import ServerJob
@@ -76,18 +75,14 @@ def _check_same_settings(job: ServerJob) -> None:
     for name in _differences(job.federation, made_with):
         raise SettingsError(
             f"setting {name}: {getattr(job.federation, name)!r}, but {job.folder.path} was made "
-            f"with {made_with[name]!r}; restore it or start a new run"
+            f"with {Federation.whole(made_with)[name]!r}; restore it or start a new run"
         )
 
 
 def _differences(federation: Federation, made_with: Mapping[str, Any]) -> list[str]:
     """Settings in which a run differs from its continuation and may not."""
-    ours = federation.to_dict()
-    return [
-        name
-        for name in sorted(ours.keys() - _MAY_CHANGE)
-        if name in made_with and made_with[name] != ours[name]
-    ]
+    ours, theirs = federation.to_dict(), Federation.whole(made_with)
+    return [name for name in sorted(ours.keys() - _MAY_CHANGE) if theirs[name] != ours[name]]
 
 
 def was_broken_off(folder: Path, job: ServerJob) -> bool:

@@ -108,7 +108,7 @@ class Cases:
         if self.overlays and not (kept and picture.exists()):
             from flap_nvflare.prediction.overlay import draw_overlay
 
-            draw_overlay(picture, scan, mask, self.predictor.window, names)
+            draw_overlay(picture, scan, mask, self.predictor.window_of(scan), names)
         return Done(
             file=one.path,
             status="kept" if kept else "written",

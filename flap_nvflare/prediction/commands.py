@@ -93,12 +93,15 @@ def _predict(parsed: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _say(trained: Trained, window: Window, why: str) -> None:
+def _say(trained: Trained, window: Window | None, why: str) -> None:
     """Which adapter and grey values are used, on stderr beside the progress."""
     print(
         f"Adapter: {trained.file}, classes {', '.join(trained.federation.class_names)}",
         file=sys.stderr,
     )
+    if window is None:
+        print(f"Grey values: {why}", file=sys.stderr)
+        return
     print(
         f"Grey values: {window.low:g} to {window.high:g} HU, mean {window.mean:g}, deviation "
         f"{window.std:g} ({why})",

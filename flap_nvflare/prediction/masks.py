@@ -24,9 +24,9 @@ _MAKER = "flap_nvflare"
 _SLAB = 16
 
 
-def stamp_of(adapter_sha256: str, base_sha256: str, window: Window, scan_sha256: str) -> str:
+def stamp_of(adapter_sha256: str, base_sha256: str, window: Window | None, scan_sha256: str) -> str:
     """Hash of all that decides a mask; the adapter's file holds the settings."""
-    values = (window.low, window.high, window.mean, window.std)
+    values = None if window is None else (window.low, window.high, window.mean, window.std)
     text = json.dumps([VERSION, adapter_sha256, base_sha256, values, scan_sha256])
     return hashlib.sha256(text.encode()).hexdigest()
 

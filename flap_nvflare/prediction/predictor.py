@@ -20,14 +20,12 @@ from flap_nvflare.data.prepared import prepare_images
 from flap_nvflare.data.scan import Scan, check_values
 from flap_nvflare.data.slices import image_batches
 from flap_nvflare.data.store import Store
-from flap_nvflare.data.window import Window
+from flap_nvflare.data.window import Window, scan_window
 from flap_nvflare.sam.runtime import place
 from flap_nvflare.settings import Site
 from flap_nvflare.training.inferer import AutocastInferer, choose_device
 from flap_nvflare.training.prefix_cache import PrefixCache
 from flap_nvflare.training.volume_scorer import native_masks
-
-_CHECKED = 16  # slices looked at at once before the first is run
 
 
 class Predictor:
@@ -35,7 +33,8 @@ class Predictor:
 
     Args:
         trained: the network, which is put on the device in place.
-        window: grey values of the scans.
+        window: grey values of the scans; None where the adapter was trained with those of each
+            scan by itself.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         batch: slices run at once; 0 for as many as in training, the evaluation's number.
 
@@ -46,10 +45,15 @@ class Predictor:
     """
 
     def __init__(
-        self, trained: Trained, window: Window, device: str = "auto", batch: int = 0
+        self, trained: Trained, window: Window | None, device: str = "auto", batch: int = 0
     ) -> None:
         if batch < 0:
             raise ValueError(f"batch is {batch}; give at least 1 slice")
+        if (window is None) != (trained.federation.grey_values == "scan"):
+            raise ValueError(
+                f"window is {window}, but grey_values is {trained.federation.grey_values!r}; see "
+                "bundle.grey.choose_window"
+            )
         self.federation = trained.federation
         self.window = window
         self.batch = batch or trained.federation.batch_size
@@ -72,11 +76,8 @@ class Predictor:
         Raises:
             DataError: if the scan holds NaN, infinity or nothing but one value.
         """
-        slices, height, width = scan.shape
-        check_values(
-            scan.path,
-            (scan.slab(k, min(k + _CHECKED, slices)) for k in range(0, slices, _CHECKED)),
-        )
+        _, height, width = scan.shape
+        check_values(scan.path, scan.slabs())
         mask = np.empty(scan.shape, np.uint8)
         done = 0
         with torch.inference_mode():
@@ -88,10 +89,18 @@ class Predictor:
                 progress(done)
         return mask
 
+    def window_of(self, scan: Scan) -> Window:
+        """What the network sees the scan through.
+
+        Raises:
+            DataError: as `scan_window`.
+        """
+        return self.window or scan_window(scan)
+
     def _batches(self, scan: Scan) -> Iterator[dict[str, Any]]:
-        size = self.federation.image_size
+        size, window = self.federation.image_size, self.window_of(scan)
         for images, places in image_batches(
-            lambda first, last: prepare_images(scan.slab(first, last), self.window, size),
+            lambda first, last: prepare_images(scan.slab(first, last), window, size),
             scan.shape[0],
             self.federation.channels,
             self.batch,

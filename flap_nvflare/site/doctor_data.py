@@ -14,6 +14,7 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.layouts import site_names
 from flap_nvflare.data.source import read_cases
 from flap_nvflare.data.volume import Volume, load_volume, orientation
+from flap_nvflare.data.window import volume_window
 from flap_nvflare.settings import Federation
 from flap_nvflare.site.doctor_machine import Needs
 from flap_nvflare.site.finding import Finding, of_error
@@ -104,6 +105,8 @@ def check_scans(federation: Federation, scans: Scans, watch: Watch = list) -> It
     for case in watch(every):
         try:
             volume = load_volume(case, federation.classes)
+            if federation.grey_values == "scan":
+                volume_window(volume)
         except (DataError, OSError, MemoryError) as error:
             scans.broken.append(of_error(f"case {case.name}", error))
             continue

@@ -36,7 +36,7 @@ class SiteData:
     """The scans of one site, or of several pooled as if they were one.
 
     Pooling breaks what a federation is for and exists only as its baseline: a site named
-    `A+B` has the cases of A and B, each normalised by the window of its own site.
+    `A+B` has the cases of A and B, each normalised by the window of its own site, or by its own.
 
     Prepared cases and windows are kept in `Site.state_dir`/cache, where the site has one, and
     in memory. Reading, checking and resizing are done once for all rounds and processes.
@@ -90,7 +90,7 @@ class SiteData:
         return [case for name in self.names for case in self._load(name, split, should_stop)]
 
     def window(self, name: str, should_stop: Callable[[], bool] = never) -> Window:
-        """The window of one of the pooled sites, always from its training cases."""
+        """With `grey_values` `site` that of one of the pooled sites, from its training cases."""
         if name not in self._windows:
             from flap_nvflare.data.prepared import read_window, window_key, write_window
             from flap_nvflare.data.window import foreground_window
@@ -106,6 +106,13 @@ class SiteData:
             # While the volumes are at hand: otherwise they would be read once more.
             self._prepare(name, "train", held, should_stop)
         return self._windows[name]
+
+    def window_of(self, name: str, volume: Volume) -> Window:
+        """What the network sees a volume of one of the pooled sites through."""
+        from flap_nvflare.data.window import volume_window
+
+        by_scan = self.federation.grey_values == "scan"
+        return volume_window(volume) if by_scan else self.window(name)
 
     @cached_property
     def store(self) -> Store:
@@ -132,7 +139,7 @@ class SiteData:
             yield volume
 
     def _load(self, name: str, split: str, should_stop: Callable[[], bool]) -> tuple[Prepared, ...]:
-        if (name, split) not in self._prepared:
+        if (name, split) not in self._prepared and self.federation.grey_values == "site":
             self.window(name, should_stop)
         if (name, split) not in self._prepared:
             self._prepare(name, split, {}, should_stop)
@@ -144,8 +151,9 @@ class SiteData:
         from flap_nvflare.data.prepared import PreparedCases
 
         settings, cases = self.federation, getattr(self.by_site[name], split)
+        window = self._windows[name] if settings.grey_values == "site" else None
         dataset = PreparedCases(
-            cases, self._windows[name], settings.image_size, settings.classes, self.store, held
+            cases, window, settings.image_size, settings.classes, self.store, held
         )
         prepared = []
         for number, case in enumerate(cases):

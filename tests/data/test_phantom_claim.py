@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flap_nvflare.data import phantom
-from flap_nvflare.data.kits import DataError
-from flap_nvflare.data.phantom import MANIFEST, VERSION, write_phantom
+from flap_nvflare.data import phantom_files
+from flap_nvflare.data.kits import MANIFEST, DataError
+from flap_nvflare.data.phantom import VERSION, write_phantom
 
 OURS = {"synthetic": True, "version": VERSION, "seed": 0}
 
@@ -31,14 +31,14 @@ def test_a_process_that_was_slower_joins(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_faster_process_chooses_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed = phantom._place
+    placed = phantom_files.place
 
     def late(path: Path, data: bytes, only_if_missing: bool = False) -> None:
         if path.name == MANIFEST:
             path.write_text(json.dumps({**OURS, "seed": 9}))
         placed(path, data, only_if_missing)
 
-    monkeypatch.setattr(phantom, "_place", late)
+    monkeypatch.setattr(phantom_files, "place", late)
     with pytest.raises(DataError, match="'seed': 9"):
         write_phantom(tmp_path, sites=[])
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
