@@ -93,6 +93,7 @@ def test_what_reads_settings_loads_fast(name: str) -> None:
 COMMANDS = (
     "bundle/commands",
     "bundle/peft_commands",
+    "data/prepare_commands",
     "evaluation/commands",
     "prediction/commands",
     "report/commands",

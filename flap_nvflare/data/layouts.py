@@ -27,6 +27,8 @@ class Layout:
         is_at: whether a root has it; reads names only.
         entries: every case of a root, as its files and their names say.
         class_names: the foreground classes of a root's masks, label 1 first.
+        has_table: whether `sites.csv` says where a case is, not a table of the layout's own.
+        split: where the published split is to be had, for a root without it.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Layout:
     is_at: Callable[[Path], bool]
     entries: Callable[[Path], list[Entry]]
     class_names: Callable[[Path], tuple[str, ...]]
+    has_table: bool = True
+    split: str = ""
 
 
 # In the order in which they are tried: the last one looks through all folders.
@@ -44,11 +48,12 @@ LAYOUTS = {
         Layout(
             "kits",
             f"{kits.TABLE} beside case_00000/{kits.IMAGE}",
-            "scans from https://github.com/neheller/kits19, and the table from "
+            "https://github.com/neheller/kits19, its table of sites "
             "https://github.com/owkin/FLamby (flamby/datasets/fed_kits19/metadata)",
             kits.is_kits,
             kits.kits_entries,
             lambda root: kits.CLASS_NAMES,
+            has_table=False,
         ),
         Layout(
             "nnunet",
@@ -75,6 +80,7 @@ LAYOUTS = {
             ixi.is_ixi,
             ixi.ixi_entries,
             lambda root: ixi.CLASS_NAMES,
+            split=f"; the published cases are those of FLamby's {ixi.TABLE}, put into the root",
         ),
     )
 }
@@ -111,7 +117,7 @@ def list_cases(root: Path | str, site: str | int) -> list[ListedCase]:
             used.
     """
     layout, folder = layout_of(root), Path(root)
-    if layout.name == "kits":
+    if not layout.has_table:
         return kits.list_kits(folder, site)
     entries = placed(folder, layout.entries(folder), layout.name)
     return cases_of_site(folder, entries, str(site))
@@ -124,6 +130,14 @@ def site_names(root: Path | str) -> list[str]:
         DataError: as `list_cases` does about the whole of a root.
     """
     layout, folder = layout_of(root), Path(root)
-    if layout.name == "kits":
+    if not layout.has_table:
         return kits.site_names(folder)
     return names_of_sites(placed(folder, layout.entries(folder), layout.name))
+
+
+def known_masks(root: Path) -> set[Path]:
+    """The masks that lie in a root of a known layout, none for any other folder."""
+    try:
+        return {mask for entry in layout_of(root).entries(root) for mask in entry.masks}
+    except DataError:  # no data set, or one that is not whole: its files may still be looked at
+        return set()
