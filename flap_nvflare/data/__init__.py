@@ -2,5 +2,5 @@
 
 `kits` finds a site's cases, `volume` reads one, `window` fixes the site's intensities, `prepared`
 makes cases ready once and keeps them in a `store`, `draws` says which slices an epoch shows,
-`slices` hands them out, `phantom` writes synthetic scans in the same layout.
+`slices` hands them out, `phantoms` writes synthetic scans in the same layouts.
 """

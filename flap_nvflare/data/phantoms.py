@@ -1,6 +1,7 @@
 """What synthetic scans to draw: the knobs of all kinds, and one function that writes them.
 
-A kind is a module with a function `phantom_folder(phantoms)`, named in `KINDS`.
+A kind is a module with a function `phantom_folder(phantoms)`, named in `KINDS`; a modality of the
+abdomen is one with the contrast `PHASE` and a function `scan(canvas, scanner)`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
 
 KINDS = {"kits": "phantom", "ixi": "phantom_ixi", "prostate": "phantom_prostate"}
-MODALITIES = ("ct",)
+MODALITIES = {"ct": "ct", "mr": "abdomen_mr", "ultrasound": "ultrasound", "xray": "xray"}
 MOST_SITES = 200
 # Training cases are numbered from 0, test cases from here, so that more of one moves no other.
 FIRST_TEST = 1000
@@ -40,7 +41,8 @@ class Phantoms:
         difference: how far the scanners are from each other: 0 all alike, 1 as described.
         labels: mm by which the outlines of the first site are drawn too wide and those of the
             second too tight; the third draws them true, and so on in turn.
-        modality: what the kind `kits` is pictured with, one of `MODALITIES`.
+        modality: what the bodies of the kind `kits` are pictured with, one of `MODALITIES`; their
+            masks are the same.
 
     Raises:
         DataError: if a value is out of range.
