@@ -24,10 +24,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def look(root: Path, site: str = "A", least: int = 1) -> tuple[list[Finding], Scans]:
+def look(
+    root: Path, site: str = "A", least: int = 1, settings: Federation = SETTINGS
+) -> tuple[list[Finding], Scans]:
     scans = Scans()
-    findings = guarded("cases", lambda: check_cases(root, site, SETTINGS, least, scans))
-    findings += guarded("scans", lambda: check_scans(SETTINGS, scans))
+    findings = guarded("cases", lambda: check_cases(root, site, settings, least, scans))
+    findings += guarded("scans", lambda: check_scans(settings, scans))
     return findings, scans
 
 
@@ -111,3 +113,16 @@ def test_scans_in_another_layout(tmp_path: Path) -> None:
     assert [finding.ok for finding in found] == [True] * 4
     assert found[0].found.startswith("site HK: 2 training, 0 validation, 1 test")
     assert found[-1].found == "prostate in 6 cases"
+
+
+def test_a_scan_that_has_no_window_of_its_own(root: Path) -> None:
+    path = mask(root).with_name("imaging.nii.gz")
+    label = nibabel.load(mask(root))
+    drawn = (np.asarray(label.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(drawn, label.affine), path)  # a mask in the scan's place
+    assert all(f.ok for f in look(root)[0])
+    findings, scans = look(root, settings=Federation(grey_values="scan"))
+    (wrong,) = (f for f in findings if f.ok is False)
+    assert wrong.name == "case case_00000"
+    assert "all of it that is not air has one value, 1" in wrong.found
+    assert len(scans.slices) == 3
