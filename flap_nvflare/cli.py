@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     from flap_nvflare.bundle.commands import add_export
     from flap_nvflare.bundle.peft_commands import add_import
     from flap_nvflare.data.commands import add_phantom
+    from flap_nvflare.data.prepare_commands import add_prepare
     from flap_nvflare.evaluation.commands import add_evaluate
     from flap_nvflare.experiments.commands import add_experiment
     from flap_nvflare.prediction.commands import add_predict
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_import(commands)
     add_phantom(commands)
     add_predict(commands)
+    add_prepare(commands)
     add_report(commands)
     _add_rules(commands)
     add_site(commands)

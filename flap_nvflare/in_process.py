@@ -177,7 +177,7 @@ def run(
     """
     from flap_nvflare.bundle.workflow import build_work
     from flap_nvflare.combinations import check
-    from flap_nvflare.data.kits import site_names
+    from flap_nvflare.data.layouts import site_names
 
     check(federation)
     if federation.encryption != "none":

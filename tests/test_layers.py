@@ -23,7 +23,7 @@ ALLOWED = {
         "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",
     },
     "report": set(),
-    "experiments": {"report"},
+    "experiments": {"adapter", "data", "report", "sam"},
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {
         "torch", "monai", "nibabel", "sam", "data", "training", "adapter", "aggregation", "bundle",
@@ -94,7 +94,9 @@ def test_what_reads_settings_loads_fast(name: str) -> None:
 COMMANDS = (
     "bundle/commands",
     "bundle/peft_commands",
+    "data/prepare_commands",
     "evaluation/commands",
+    "experiments/commands",
     "prediction/commands",
     "report/commands",
     "site/commands",

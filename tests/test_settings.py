@@ -16,6 +16,13 @@ def test_survives_a_round_trip() -> None:
     assert Federation.from_dict(federation.to_dict()) == federation
 
 
+def test_files_from_before_a_setting_say_its_default() -> None:
+    old = Federation(rank=4).to_dict()
+    del old["grey_values"]
+    assert Federation.from_dict(old) == Federation(rank=4, grey_values="site")
+    assert Federation.whole(old) == Federation(rank=4).to_dict()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -31,6 +38,7 @@ def test_survives_a_round_trip() -> None:
         ("class_names", "kidney"),
         ("rounds", 10**9),
         ("loss_weighting", "inverse"),
+        ("grey_values", "mr"),
         ("augment_views", -1),
         ("no_such_setting", 1),
     ],

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flap_nvflare.data.kits import is_synthetic
+from flap_nvflare.data.cases import is_synthetic
 from flap_nvflare.settings import (
     BUNDLE_VARIABLE,
     CHECKPOINT_VARIABLE,

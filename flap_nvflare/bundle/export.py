@@ -175,7 +175,7 @@ def data_of(trained: Trained) -> str:
     said = str(values.get("data")) if isinstance(values, dict) else ""
     return {
         # One such site makes a run so; the others may have had patients' scans.
-        "synthetic": "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all",
+        "synthetic": "synthetic scans drawn from a seed by flap_nvflare, at one site or at all",
         "sites' own": "scans of the sites of a federation, which stay with them",
     }.get(said, "not stated by the adapter's file")
 

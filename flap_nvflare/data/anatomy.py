@@ -45,6 +45,8 @@ PHASES = {
     "venous": Phase(172, 150, 12, 155, 150, 112, 122, (104, 78, 94)),
     "late": Phase(118, 112, 320, 105, 104, 92, 96, (76, 68, 74)),
 }
+# HU of no scan, by which tissues can be told apart where another modality is made of them.
+TELLING = Phase(118, 92, 12, 26, 26, 145, 72, (75, 55, 100))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def add_phantom(commands: argparse._SubParsersAction) -> None:
         "--sites",
         default="",
         metavar="ABC|N",
-        help="letters of the sites to write, such as ABC; or a number: so many sites S001, S002, "
-        "and so on",
+        help="sites to write, such as ABC or Guys,HH; or of kind kits a number: so many sites "
+        "S001, S002, and so on",
     )
     command.add_argument("--train", type=int, default=0, metavar="N", help="training cases a site")
     command.add_argument("--test", type=int, default=0, metavar="N", help="test cases a site")
@@ -61,7 +61,9 @@ def _phantom(parsed: argparse.Namespace) -> None:
         labels=parsed.labels,
         modality=parsed.modality,
     )
-    only = None if number or not parsed.sites else list(parsed.sites)
+    letters = parsed.kind == "kits" and "," not in parsed.sites
+    named = list(parsed.sites if letters else parsed.sites.split(","))
+    only = None if number or not parsed.sites else named
     with Progress() as bar:
         task = bar.add_task("Synthetic scans", total=None)
         write_phantoms(

@@ -12,14 +12,24 @@ gives 9/3, 11/3, 9/3, 9/3, 12/4 and 24/6 training and test cases.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from flap_nvflare.data.cases import (
+    CASE_NAME,
+    MANIFEST,
+    SPLITS,
+    Case,
+    ListedCase,
+    SiteCases,
+    is_synthetic,
+    split_cases,
+    stay_within,
+)
+from flap_nvflare.data.entries import Entry
 from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.tables import read_rows
 
+# The first of these are what a hospital's own `site_data.py` and older code look for here.
 __all__ = [
     "IMAGE",
     "LABEL",
@@ -39,47 +49,8 @@ __all__ = [
 TABLE = "thresholded_sites.csv"
 IMAGE = "imaging.nii.gz"
 LABEL = "segmentation.nii.gz"
+CLASS_NAMES = ("kidney", "tumour")
 COLUMNS = ("case_ids", "site_ids", "train_test_split_silo")
-SPLITS = ("train", "test")
-MANIFEST = "PHANTOM.json"  # lies beside scans that were drawn and are nobody's
-CASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
-# A site must hold this many training cases before one of them is held out.
-_FEWEST_TO_SPLIT = 3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan and its mask.
-
-    Attributes:
-        name: name of the case, such as `case_00000`.
-        image: NIfTI file with the scan in HU.
-        label: NIfTI file with the mask on the same grid.
-    """
-
-    name: str
-    image: Path
-    label: Path
-
-
-@dataclass(frozen=True)
-class ListedCase(Case):
-    """A case and its split.
-
-    Attributes:
-        split: `train` or `test`; which training cases are held out is chosen later.
-    """
-
-    split: str
-
-
-@dataclass(frozen=True)
-class SiteCases:
-    """The cases of one site; no case is in two of the tuples."""
-
-    train: tuple[Case, ...]
-    validation: tuple[Case, ...]
-    test: tuple[Case, ...]
 
 
 def read_kits(
@@ -114,37 +85,6 @@ def list_kits(root: Path | str, site: str | int) -> list[ListedCase]:
     return [_case(folder, name, split) for split, names in splits.items() for name in names]
 
 
-def split_cases(listed: list[ListedCase], validation_fraction: float, seed: int) -> SiteCases:
-    """Training, held out and test cases, each in order of their names.
-
-    Raises:
-        DataError: if the share is out of range.
-    """
-    if not 0.0 <= validation_fraction < 1.0:
-        raise DataError(
-            f"validation_fraction is {validation_fraction!r}; give a number from 0 to below 1"
-        )
-    cases = {
-        split: [
-            Case(case.name, case.image, case.label)
-            for case in sorted(listed, key=lambda case: case.name)
-            if case.split == split
-        ]
-        for split in SPLITS
-    }
-    held_out = _held_out([case.name for case in cases["train"]], validation_fraction, seed)
-    return SiteCases(
-        train=tuple(case for case in cases["train"] if case.name not in held_out),
-        validation=tuple(case for case in cases["train"] if case.name in held_out),
-        test=tuple(cases["test"]),
-    )
-
-
-def is_synthetic(root: Path) -> bool:
-    """Whether the scans of a folder are this package's own phantoms."""
-    return (root / MANIFEST).is_file()
-
-
 def site_names(root: Path | str) -> list[str]:
     """The sites of the table, sorted; letters for numbers up to 25.
 
@@ -156,6 +96,35 @@ def site_names(root: Path | str) -> list[str]:
     if not names:
         raise DataError(f"{table}: lists no case; copy FLamby's table of this name there")
     return names
+
+
+def kits_entries(root: Path) -> list[Entry]:
+    """What is there of each case of the table, in its order; unlike `list_kits` of every site.
+
+    Raises:
+        DataError: if the table cannot be used, or lists a site with no case of a split.
+    """
+    table = root / TABLE
+    splits = {site: _splits_of_site(table, site) for site in site_names(root)}
+    return [
+        Entry(
+            name=name,
+            site=site,
+            split=split,
+            scans=tuple(path for path in (root / name / IMAGE,) if path.is_file()),
+            masks=tuple(path for path in (root / name / LABEL,) if path.is_file()),
+            scan_place=f"{name}/{IMAGE}",
+            mask_place=f"{name}/{LABEL}",
+        )
+        for site, found in splits.items()
+        for split, names in found.items()
+        for name in names
+    ]
+
+
+def is_kits(root: Path) -> bool:
+    """Whether the table or one case of KiTS19 is there."""
+    return (root / TABLE).is_file() or next(root.glob("case_*/*.nii.gz"), None) is not None
 
 
 def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:
@@ -192,26 +161,9 @@ def _splits_of_site(table: Path, site: str | int) -> dict[str, list[str]]:
     return {split: sorted(names) for split, names in splits.items()}
 
 
-def _rows(table: Path) -> list[tuple[int, tuple[str, str, str]]]:
-    """Line numbers with the values of `COLUMNS`, blanks around them taken off."""
-    if not table.is_file():
-        raise DataError(f"{table}: missing; copy FLamby's table of this name there")
-    _stay_within(table.parent, table)
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
-                raise DataError(f"{table}: no column {missing}; its first line names {header}")
-            reader.fieldnames = header
-            rows = []
-            for row in reader:
-                case, site, silo = ((row[name] or "").strip() for name in COLUMNS)
-                rows.append((reader.line_num, (case, site, silo)))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as a CSV table: {error}") from error
+def _rows(table: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """Line numbers with the values of `COLUMNS`."""
+    return read_rows(table, COLUMNS, "copy FLamby's table of this name there")
 
 
 def _site_key(site: str) -> str:
@@ -239,32 +191,5 @@ def _case(root: Path, name: str, split: str) -> ListedCase:
     for file, what in ((case.image, "scan"), (case.label, "mask")):
         if not file.is_file():
             raise DataError(f"{file}: missing; put the {what} of {name} there")
-        _stay_within(root, file)
+        stay_within(root, file)
     return case
-
-
-def _stay_within(root: Path, file: Path) -> None:
-    """Refuses a link out of the data: whoever writes there could have any file read.
-
-    The folder itself may be a link, and links within it are none of this.
-    """
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise DataError(
-            f"{file}: is a link out of {root}; put the file itself there, or name a folder that "
-            f"holds both as data_root"
-        )
-
-
-def _held_out(names: list[str], fraction: float, seed: int) -> set[str]:
-    """The validation cases: the first ones in the order of a seeded hash of their names.
-
-    A case that joins or leaves the site so moves as few of the others as possible.
-    """
-    if fraction == 0.0 or len(names) < _FEWEST_TO_SPLIT:
-        return set()
-    count = min(max(1, round(fraction * len(names))), len(names) - 1)
-
-    def rank(name: str) -> str:
-        return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
-
-    return set(sorted(names, key=rank)[:count])

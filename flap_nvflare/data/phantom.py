@@ -11,10 +11,10 @@ import csv
 import io
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from flap_nvflare.data.anatomy import (
     PHASES,
@@ -28,10 +28,9 @@ from flap_nvflare.data.canvas import Canvas
 from flap_nvflare.data.kidney import paint_kidneys, paint_look_alikes, paint_tumour
 from flap_nvflare.data.kits import IMAGE, LABEL, TABLE
 from flap_nvflare.data.phantom_files import PhantomCase, PhantomFolder
-from flap_nvflare.data.phantoms import FIRST_TEST, Phantoms, write_phantoms
+from flap_nvflare.data.phantoms import FIRST_TEST, MODALITIES, Phantoms, write_phantoms
 from flap_nvflare.data.scanners import (
     PHANTOM_SITES,
-    PhantomSite,
     numbered_sites,
     scanner_of,
     site_number,
@@ -68,16 +67,18 @@ def write_phantom(
 
 
 def phantom_case(
-    site: str, index: int, seed: int, difference: float = 1.0
+    site: str, index: int, seed: int, difference: float = 1.0, modality: str = "ct"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One case: scan (S, H, W) int16 HU, mask (S, H, W) uint8, affine (4, 4).
+    """One case: scan (S, H, W) int16, mask (S, H, W) uint8, affine (4, 4).
 
     Args:
         site: letter out of `PHANTOM_SITES`, or `S001` and so on.
         index: of the case in its site, training cases first; see also `phantoms.FIRST_TEST`.
         seed: of the phantoms.
         difference: see `PhantomSite.exaggerated`.
+        modality: one of `MODALITIES`; CT is in HU.
     """
+    pictured = import_module(f"flap_nvflare.data.{MODALITIES[modality]}")
     scanner = scanner_of(site, VERSION, seed)
     if difference != 1.0:  # rounding would change the bytes
         scanner = scanner.exaggerated(difference)
@@ -86,6 +87,7 @@ def phantom_case(
     slices = int(np.clip(round(rng.uniform(125, 150) / step), 24, 32))
     canvas = Canvas((slices, _SIDE, _SIDE), (step, pixel, pixel), rng)
     phase = PHASES[str(rng.choice(scanner.phases))].diluted(scanner.contrast * rng.uniform(0.85, 1))
+    phase = pictured.PHASE or phase  # after the draw: all modalities show the same body
     build = paint_body(canvas, _SIDE * pixel)
     paint_bowel(canvas, build)
     paint_organs(canvas, build, phase)
@@ -96,18 +98,11 @@ def phantom_case(
     if index in (0, scanner.train, FIRST_TEST) or rng.random() < scanner.tumours:
         for _ in range(1 + int(rng.random() < 0.15)):
             paint_tumour(canvas, kidneys[int(rng.integers(len(kidneys)))], phase)
-    return _scan(canvas, scanner), canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
-
-
-def _scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
-    """What the scanner makes of the body: partial volume, calibration, correlated noise."""
-    rng = canvas.rng
-    image = gaussian_filter(canvas.hu, (0.35, 0.6, 0.6))
-    image = image * np.float32(scanner.scale) + np.float32(scanner.shift)
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
-    noise = gaussian_filter(noise, (0, scanner.grain, scanner.grain))
-    image += noise * (scanner.noise * rng.uniform(0.8, 1.25) / noise.std())
-    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    return (
+        pictured.scan(canvas, scanner),
+        canvas.label,
+        np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]],
+    )
 
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
@@ -126,7 +121,14 @@ def phantom_folder(phantoms: Phantoms) -> PhantomFolder:
         for split, index in _numbers(site, phantoms):
             name = f"case_{site}_{index:04d}" if phantoms.counted else f"case_{len(cases):05d}"
             writer.writerow([name, shown, split, f"{split}_{shown}"])
-            draw = partial(phantom_case, site, index, phantoms.seed, phantoms.difference)
+            draw = partial(
+                phantom_case,
+                site,
+                index,
+                phantoms.seed,
+                phantoms.difference,
+                phantoms.modality,
+            )
             cases.append(PhantomCase(site, f"{name}/{IMAGE}", f"{name}/{LABEL}", draw))
     return PhantomFolder(
         version=VERSION,

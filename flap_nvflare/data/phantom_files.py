@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import MANIFEST
@@ -35,12 +36,14 @@ class PhantomCase:
         site: name of the site that it belongs to.
         image, label: files of scan and mask, relative to the folder, such as `A/scan.nii.gz`.
         draw: makes scan and mask; always the same ones.
+        axes: where the axes run to in the files, as nibabel names it.
     """
 
     site: str
     image: str
     label: str
     draw: Callable[[], Drawn]
+    axes: str = "IPL"
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,10 @@ def place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
-def nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:
+def nifti_bytes(array: np.ndarray, affine: np.ndarray, axes: str) -> bytes:
     """A compressed NIfTI file in mm; without a time stamp, which would make equal files differ."""
-    nifti = nib.Nifti1Image(array, affine)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+    nifti = nib.Nifti1Image(array, affine).as_reoriented(turn)
     nifti.header.set_xyzt_units("mm")
     return gzip.compress(nifti.to_bytes(), 1, mtime=0)
 
@@ -166,7 +170,7 @@ def _write_case(folder: Path, case: PhantomCase) -> None:
         return
     image, label, affine = case.draw()
     for file, array in zip(files, (label, image), strict=True):
-        place(file, nifti_bytes(array, affine))
+        place(file, nifti_bytes(array, affine, case.axes))
 
 
 def _own_names(names: Iterable[str]) -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """What synthetic scans to draw: the knobs of all kinds, and one function that writes them.
 
-A kind is a module with a function `phantom_folder(phantoms)`, named in `KINDS`.
+A kind is a module with a function `phantom_folder(phantoms)`, named in `KINDS`; a modality of the
+abdomen is one with the contrast `PHASE` and a function `scan(canvas, scanner)`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from flap_nvflare.data.errors import DataError
 if TYPE_CHECKING:
     from flap_nvflare.data.phantom_files import Drawn, PhantomCase, PhantomFolder
 
-KINDS = {"kits": "phantom"}
-MODALITIES = ("ct",)
+KINDS = {"kits": "phantom", "ixi": "phantom_ixi", "prostate": "phantom_prostate"}
+MODALITIES = {"ct": "ct", "mr": "abdomen_mr", "ultrasound": "ultrasound", "xray": "xray"}
 MOST_SITES = 200
 # Training cases are numbered from 0, test cases from here, so that more of one moves no other.
 FIRST_TEST = 1000
@@ -40,7 +41,8 @@ class Phantoms:
         difference: how far the scanners are from each other: 0 all alike, 1 as described.
         labels: mm by which the outlines of the first site are drawn too wide and those of the
             second too tight; the third draws them true, and so on in turn.
-        modality: what the kind `kits` is pictured with, one of `MODALITIES`.
+        modality: what the bodies of the kind `kits` are pictured with, one of `MODALITIES`; their
+            masks are the same.
 
     Raises:
         DataError: if a value is out of range.
@@ -77,6 +79,24 @@ class Phantoms:
         return {"seed": known.pop("seed")} | {
             name: value for name, value in known.items() if value != getattr(Phantoms, name)
         }
+
+
+def refuse_kits_knobs(phantoms: Phantoms, sites: Iterable[str]) -> None:
+    """Refuses what the kind `kits` alone can be asked for.
+
+    Args:
+        phantoms: the knobs of another kind.
+        sites: its hospitals, which its layout names.
+
+    Raises:
+        DataError: on another number of sites, or another modality than the kind's own.
+    """
+    for name, value in (("sites", phantoms.sites), ("modality", phantoms.modality)):
+        if value != getattr(Phantoms, name):
+            raise DataError(
+                f"{name} is {value!r}, a knob of kind kits; {phantoms.kind} has the sites "
+                f"{', '.join(sites)} and its own scanners"
+            )
 
 
 def phantom_sites(phantoms: Phantoms) -> tuple[str, ...]:

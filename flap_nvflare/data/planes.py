@@ -1,4 +1,4 @@
-"""Slices as pictures: how pixels become square and which colour shows which class."""
+"""Slices as pictures: which ones, how pixels become square, which colour shows which class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167))
 LARGEST = 512  # pixels of the longer side of a slice in a picture
 _TINT = 0.45
+_SLICES = 3
 
 
 def colours_of(label: np.ndarray) -> np.ndarray:
@@ -28,6 +29,22 @@ def tinted(plain: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     colour = (1 - _TINT) * plain + _TINT * colours_of(label).astype(np.float32)
     return np.where(label[:, :, None] > 0, colour, plain).astype(np.float32)
+
+
+def slices_to_show(mask: np.ndarray) -> list[int]:
+    """Of each third of the slices with foreground the one with most of it.
+
+    Without foreground the middle slice; of less than three slices with foreground all of them.
+
+    Args:
+        mask: (S, H, W).
+    """
+    sizes = np.array([int(np.count_nonzero(plane)) for plane in mask])
+    shown = np.flatnonzero(sizes)
+    if not shown.size:
+        return [len(mask) // 2]
+    thirds = np.array_split(shown, min(_SLICES, shown.size))
+    return [int(third[sizes[third].argmax()]) for third in thirds]
 
 
 def square(plane: np.ndarray, spacing: tuple[float, ...], largest: int) -> np.ndarray:

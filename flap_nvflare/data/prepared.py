@@ -26,8 +26,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from flap_nvflare.data.cases import Case
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.kits import Case
 from flap_nvflare.data.store import Store, checksum
 from flap_nvflare.data.volume import Volume, load_volume
 from flap_nvflare.data.window import (
@@ -227,7 +227,7 @@ def case_key(case: Case, window: Window | None, image_size: int, classes: int) -
 
 def window_key(cases: Sequence[Case], classes: int) -> str:
     """Hash of all that decides a site's window: the files of its training cases."""
-    return _hash("window", sorted(_stamp(case) for case in cases), classes, PERCENTILES)
+    return _hash("window", sorted(json.dumps(_stamp(case)) for case in cases), classes, PERCENTILES)
 
 
 def read_window(store: Store, key: str) -> Window | None:
@@ -254,9 +254,10 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stamp(case: Case) -> list[tuple[str, int, int]]:
-    """Place, size and time of both files; a file that is missing is left to its reader."""
-    stamps = []
+def _stamp(case: Case) -> list[object]:
+    """Place, size and time of both files, and how labels are taken; a file that is missing is
+    left to its reader."""
+    stamps: list[object] = []
     for path in (case.image, case.label):
         try:
             status = path.stat()
@@ -264,7 +265,7 @@ def _stamp(case: Case) -> list[tuple[str, int, int]]:
             stamps.append((str(path.absolute()), -1, -1))
         else:
             stamps.append((str(path.absolute()), status.st_size, status.st_mtime_ns))
-    return stamps
+    return [*stamps, case.binary]
 
 
 def _pack(tensors: dict[str, Tensor]) -> bytes:

@@ -48,15 +48,15 @@ class PhantomSite:
         return replace(
             self,
             contrast=max(linear(self.contrast, 1.0), 0.1),
-            noise=_NOISE * (self.noise / _NOISE) ** difference,
-            grain=_GRAIN * (self.grain / _GRAIN) ** difference,
+            noise=NOISE * (self.noise / NOISE) ** difference,
+            grain=GRAIN * (self.grain / GRAIN) ** difference,
             shift=linear(self.shift, 0.0),
             scale=max(linear(self.scale, 1.0), 0.1),
         )
 
 
 # Of a typical scanner: the geometric means over the sites below.
-_NOISE, _GRAIN = 13.8, 0.63
+NOISE, GRAIN = 13.8, 0.63
 
 PHANTOM_SITES = {
     "A": PhantomSite(4, 2, ("venous",), 0.9, 12, 0.6, 0, 1.0, (2.35, 2.5), (4.5, 5.0), 0.9),

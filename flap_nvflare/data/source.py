@@ -20,19 +20,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.kits import (
+from flap_nvflare.data.cases import (
     CASE_NAME,
+    ENDINGS,
     SPLITS,
     ListedCase,
     SiteCases,
-    read_kits,
     split_cases,
 )
+from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.layouts import list_cases
 
 SOURCE_FILE = "site_data.py"
 FUNCTION = "site_cases"
-ENDINGS = (".nii", ".nii.gz")
 
 
 def read_cases(
@@ -42,20 +42,21 @@ def read_cases(
     seed: int,
     source: Path | None = None,
 ) -> SiteCases:
-    """The cases of a site, as its own `source` lists them or in the layout of KiTS19.
+    """The cases of a site, as its own `source` lists them or in one of `layouts.LAYOUTS`.
 
     Args:
         root: folder with the scans.
         site: the site's name in its data.
-        validation_fraction, seed: see `data.kits.read_kits`.
-        source: the site's file of code; None for the layout of KiTS19.
+        validation_fraction, seed: see `data.cases.split_cases`.
+        source: the site's file of code; None for a layout that is recognised.
 
     Raises:
         DataError: if a case, a file or the source itself cannot be used.
     """
-    if source is None:
-        return read_kits(root, site, validation_fraction, seed)
-    return split_cases(list_source(source, Path(root), str(site)), validation_fraction, seed)
+    listed = (
+        list_cases(root, site) if source is None else list_source(source, Path(root), str(site))
+    )
+    return split_cases(listed, validation_fraction, seed)
 
 
 def list_source(source: Path, root: Path, site: str) -> list[ListedCase]:

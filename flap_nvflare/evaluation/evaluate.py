@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from flap_nvflare.bundle.builders import make_site
 from flap_nvflare.bundle.trained import weights_file
-from flap_nvflare.data.kits import is_synthetic, site_names
+from flap_nvflare.data.cases import is_synthetic
+from flap_nvflare.data.layouts import site_names
 from flap_nvflare.evaluation import baselines
 from flap_nvflare.evaluation.models import (
     FEDERATED,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from flap_nvflare.data.panels import draw_panels
 from flap_nvflare.data.planes import LARGEST, square
 from flap_nvflare.data.volume import load_volume
-from flap_nvflare.prediction.picture import draw_panels
 from flap_nvflare.training.scores import CaseScore
 from flap_nvflare.training.work import SiteWork
 

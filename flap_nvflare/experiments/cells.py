@@ -62,7 +62,11 @@ def kept(cell: Cell, desk: Desk) -> dict[str, Any] | None:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return None
-    found, wanted = _comparable(figures), cell.made_with()
+    wanted = cell.made_with()
+    try:
+        found = _comparable(figures)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path}: holds no cell ({error!r}); remove its folder") from error
     different = [name for name, value in wanted.items() if found.get(name) != value]
     if different:
         raise SettingsError(

@@ -12,8 +12,6 @@ from typing import Any
 
 from flap_nvflare.settings import HOME_VARIABLE
 
-TABLE = "table.md"
-
 
 def add_experiment(commands: argparse._SubParsersAction) -> None:
     """Adds `experiment` to the command line."""
@@ -48,6 +46,7 @@ def add_experiment(commands: argparse._SubParsersAction) -> None:
 def _experiment(parsed: argparse.Namespace) -> int:
     from flap_nvflare.experiments.grid import GRIDS, find_grid, read_grid
     from flap_nvflare.experiments.run import read_results
+    from flap_nvflare.experiments.shown import write_shown
 
     if parsed.list or not parsed.grid:
         for path in sorted(GRIDS.glob("*.yaml")):
@@ -86,21 +85,6 @@ def _run(grid: Any, out: Path, scans: Path, jobs: int, threads: int) -> list[dic
             progress.update(bar, completed=done, total=total, description=cell.folder)
 
         return run_grid(grid, Desk(out, scans, threads), jobs, told)
-
-
-def write_shown(figures: list[dict[str, Any]], show: Any, out: Path, command: str) -> str:
-    """Writes `table.md` and the plots into `out`; returns the table."""
-    from flap_nvflare.experiments.tables import table
-
-    text = table(figures, show.columns, spread_as=show.spread, command=command)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / TABLE).write_text(text, encoding="utf-8")
-    if show.plots:
-        from flap_nvflare.experiments.plots import draw
-
-        for name, plot in show.plots.items():
-            draw(plot.kind, figures, out / f"{name}.svg", plot.options)
-    return text
 
 
 def _settings(lines: list[str]) -> Mapping[str, Any]:

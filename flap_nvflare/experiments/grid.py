@@ -237,6 +237,7 @@ def _cell(
                 mode = one
             else:
                 changes[name] = one
+    _expect("seed" not in changes, "setting seed", changes.get("seed"), "it under `seeds`")
     _expect(mode in MODES, MODE, mode, f"one of {MODES}")
     for site, kind in row.attacks.items():
         _expect(kind in ATTACKS, f"attacks of site {site}", kind, f"one of {ATTACKS}")

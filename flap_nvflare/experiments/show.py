@@ -25,7 +25,13 @@ COLUMNS = (
     "elsewhere",
 )
 SPREADS = ("interval", "deviation")
-PLOTS = ("lines", "bars", "matrix", "figure_one")
+# Kinds of plots, and what each may be told.
+PLOTS: Mapping[str, tuple[str, ...]] = {
+    "lines": ("x", "series", "of"),
+    "bars": ("of",),
+    "matrix": (),
+    "figure_one": (),
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,13 @@ class Show:
         for name, options in (values.get("plots") or {}).items():
             kind = options.get("kind") if isinstance(options, Mapping) else None
             if kind not in PLOTS:
-                raise SettingsError(f"show: plot {name!r} has kind {kind!r}, not one of {PLOTS}")
+                kinds = tuple(PLOTS)
+                raise SettingsError(f"show: plot {name!r} has kind {kind!r}, not one of {kinds}")
             rest = {key: value for key, value in options.items() if key != "kind"}
+            for key in rest:
+                if key not in PLOTS[kind]:
+                    told = PLOTS[kind] or "no more than its kind"
+                    raise SettingsError(f"show: plot {name!r} is told {key!r}, expected {told}")
             plots[str(name)] = Plot(kind, rest)
         columns = tuple(values.get("columns") or cls.columns)
         return cls(columns, values.get("spread", cls.spread), plots)

@@ -75,6 +75,22 @@ def table(
     return "\n".join(lines) + "\n\n" + caption(cells, columns, spread_as, command)
 
 
+def curve_table(cells: Sequence[Cell], *, spread_as: str = "interval") -> str:
+    """Dice on the validation cases after each round, with the seconds of training it took.
+
+    Seconds are of one machine, the sites one after another. Cells without `history` are left out.
+    """
+    lines = ["| run | round | seconds | validation Dice | seeds |", "|---|---:|---:|---:|---:|"]
+    for group in grouped([cell for cell in cells if "history" in cell]):
+        for points in zip(*(cell["history"] for cell in group.cells), strict=True):
+            seconds = statistics.fmean(point["seconds"] for point in points)
+            dice = dice_text([point["dice"]["mean"] for point in points], spread_as)
+            number = points[0]["round"] + 1
+            shown = (group.name, str(number), f"{seconds:.1f}", dice, str(len(points)))
+            lines.append(_line(shown))
+    return "\n".join(lines)
+
+
 def caption(
     cells: Sequence[Cell], columns: Sequence[str], spread_as: str = "interval", command: str = ""
 ) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +12,12 @@ from typing import Any
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.simulator.simulator_server import SimulatorServerEngine
 
 from flap_nvflare.bundle.builders import bundle_file
-from flap_nvflare.data.kits import is_synthetic
+from flap_nvflare.data.cases import is_synthetic
 from flap_nvflare.data.source import SOURCE_FILE
 from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
@@ -68,6 +70,23 @@ def read_federation(fl_ctx: FLContext, changes: Mapping[str, Any] | None = None)
         return Federation.from_dict(changes)
     folder = Path(workspace(fl_ctx).get_app_config_dir(fl_ctx.get_job_id()))
     return Federation.load(folder / FEDERATION_FILE)
+
+
+def job_name(fl_ctx: FLContext) -> str:
+    """What the job's own meta.json calls it, as FLARE keeps it beside the running job.
+
+    Raises:
+        SettingsError: if the file cannot be read, or its name cannot be that of a folder.
+    """
+    path = Path(workspace(fl_ctx).get_job_meta_path(fl_ctx.get_job_id()))
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))[JobMetaKey.JOB_NAME.value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{path}: names no job ({error!r}); give the job a name in its meta.json, or the "
+            f"controller a run_name"
+        ) from error
+    return plain_name(name)
 
 
 def workspace(fl_ctx: FLContext) -> Workspace:
@@ -226,11 +245,14 @@ def state_folder(site: Site, run: str) -> Path:
 
 
 def _demo_scans(site: str, folder: Path) -> str:
-    from flap_nvflare.data.phantom import PHANTOM_SITES, write_phantom
+    from flap_nvflare.data.phantoms import KINDS, Phantoms, phantom_sites, write_phantoms
 
-    if site not in PHANTOM_SITES:
-        raise SettingsError(
-            f"site {site} is none of the demo's {tuple(PHANTOM_SITES)}; name one of these, or set "
-            f"{DATA_VARIABLE} to real scans"
-        )
-    return str(write_phantom(folder / "demo_kits", seed=0, sites=[site]))
+    sites = {kind: phantom_sites(Phantoms(kind=kind)) for kind in KINDS}
+    for kind, names in sites.items():
+        if site in names:
+            return str(write_phantoms(folder / f"demo_{kind}", Phantoms(kind=kind), only=[site]))
+    known = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sites.items())
+    raise SettingsError(
+        f"site {site} is none of the demo's ({known}); name one of these, or set "
+        f"{DATA_VARIABLE} to real scans"
+    )

@@ -21,7 +21,7 @@ from flap_nvflare.adapter.guard import Refusal, printable
 from flap_nvflare.adapter.update import content_sha256
 from flap_nvflare.flare import messages
 from flap_nvflare.flare.aggregator import QuorumError
-from flap_nvflare.flare.context import workspace
+from flap_nvflare.flare.context import job_name, workspace
 from flap_nvflare.flare.finish import models_to_score, write_results
 from flap_nvflare.flare.job import ServerJob, open_job
 from flap_nvflare.flare.reports import read_scores
@@ -41,7 +41,7 @@ class FlapController(ScatterAndGather):
 
     Args:
         federation: settings in place of `federation.yaml`, as `Federation.to_dict` gives them.
-        run_name: name of the folder of this federation's runs.
+        run_name: name of the folder of this federation's runs; empty for the job's own name.
         resume: `auto` goes on with the last run at a provisioned server if it was broken off and
             has these settings; `last`, `new`, or a run's name. FLAP_RESUME comes before it.
         aggregator_id: component id of the aggregator.
@@ -52,7 +52,7 @@ class FlapController(ScatterAndGather):
     def __init__(
         self,
         federation: dict[str, Any] | None = None,
-        run_name: str = "fed_kits",
+        run_name: str = "",
         resume: str = "auto",
         aggregator_id: str = "aggregator",
         persistor_id: str = "persistor",
@@ -85,7 +85,8 @@ class FlapController(ScatterAndGather):
         """Opens the job; a bad setting stops it with its message."""
         try:
             sites = sorted(client.name for client in self._engine.get_clients())
-            job = open_job(fl_ctx, self.run_name, self.federation, sites, self.resume)
+            name = self.run_name or job_name(fl_ctx)
+            job = open_job(fl_ctx, name, self.federation, sites, self.resume)
             self._tracking = start_tracking(job, fl_ctx)
         except (ValueError, OSError) as error:
             self.system_panic(f"{type(error).__name__}: {error}", fl_ctx)

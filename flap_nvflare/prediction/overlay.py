@@ -7,28 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flap_nvflare.data.planes import LARGEST, square
+from flap_nvflare.data.panels import draw_panels
+from flap_nvflare.data.planes import LARGEST, slices_to_show, square
 from flap_nvflare.data.scan import Scan
 from flap_nvflare.data.window import Window
-from flap_nvflare.prediction.picture import draw_panels
-
-_SLICES = 3
-
-
-def slices_to_show(mask: np.ndarray) -> list[int]:
-    """Of each third of the slices with foreground the one with most of it.
-
-    Without foreground the middle slice; of less than three slices with foreground all of them.
-
-    Args:
-        mask: (S, H, W).
-    """
-    sizes = np.array([int(np.count_nonzero(plane)) for plane in mask])
-    shown = np.flatnonzero(sizes)
-    if not shown.size:
-        return [len(mask) // 2]
-    thirds = np.array_split(shown, min(_SLICES, shown.size))
-    return [int(third[sizes[third].argmax()]) for third in thirds]
 
 
 def draw_overlay(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flap_nvflare.data.kits import Case
+    from flap_nvflare.data.cases import Case
     from flap_nvflare.site.finding import Finding
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flap_nvflare.data.cases import Case, SiteCases
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.kits import Case, SiteCases, site_names
+from flap_nvflare.data.layouts import site_names
 from flap_nvflare.data.source import read_cases
 from flap_nvflare.data.volume import Volume, load_volume, orientation
 from flap_nvflare.data.window import volume_window
@@ -74,7 +75,8 @@ def check_cases(
         federation: share of validation cases and seed.
         least: training cases that the site's own file asks for.
         scans: takes the cases up.
-        source: the site's own file of code that lists its scans; None for the layout of KiTS19.
+        source: the site's own file of code that lists its scans; None for a layout that is
+            recognised.
     """
     for name in [site] if site else site_names(root):
         share, seed = federation.validation_fraction, federation.seed

@@ -16,8 +16,8 @@ from flap_nvflare.training.seeds import derive_seed
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from flap_nvflare.data.cases import Case, SiteCases
     from flap_nvflare.data.draws import ForegroundSampler
-    from flap_nvflare.data.kits import Case, SiteCases
     from flap_nvflare.data.prepared import Prepared
     from flap_nvflare.data.slices import Views
     from flap_nvflare.data.store import Store
@@ -70,7 +70,7 @@ class SiteData:
     @cached_property
     def cases(self) -> SiteCases:
         """All cases of the site, one tuple a split."""
-        from flap_nvflare.data.kits import SiteCases
+        from flap_nvflare.data.cases import SiteCases
 
         return SiteCases(**{split: self._cases(split) for split in SPLITS})
 

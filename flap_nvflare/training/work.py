@@ -31,7 +31,7 @@ from flap_nvflare.training.volume_scorer import OnCase, VolumeScorer
 
 if TYPE_CHECKING:
     from flap_nvflare.adapter.update import UpdateSpec
-    from flap_nvflare.data.kits import SiteCases
+    from flap_nvflare.data.cases import SiteCases
     from flap_nvflare.sam.network import Network
     from flap_nvflare.training.prefix_cache import PrefixCache
 

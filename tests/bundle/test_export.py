@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jsonschema
 import nibabel
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_its_files_are_those_of_the_model_zoo(bundle: Path, run_folder: Path) ->
     assert (bundle / "models" / "adapter.safetensors").read_bytes() == adapter
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     assert "0.432" in text
-    assert "synthetic CTs drawn from a seed by flap_nvflare, at one site or at all" in text
+    assert "synthetic scans drawn from a seed by flap_nvflare, at one site or at all" in text
     assert "nothing low-rank is left at run time" in text
     assert "$" not in text
 
@@ -364,3 +365,52 @@ def test_only_top_level_lines_are_filled() -> None:
     assert yaml.safe_load(filled("rate: 1\n", {"rate": 1e-5})) == {"rate": 1e-5}
     with pytest.raises(KeyError, match="rule has 0 lines"):
         filled(text, {"rule": "svd"})
+
+
+def test_a_bundle_by_scan_has_no_window_to_put_in(
+    federation: Federation,
+    site: Site,
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = dataclasses.replace(
+        federation, base="pretrained", grey_values="scan", class_names=("gland", "lesion")
+    )
+    work = build_work(settings, site)
+    work.train(0)
+    file, out = tmp_path / "adapter.safetensors", tmp_path / "bundle"
+    extra = {"federation": json.dumps(settings.to_dict())}
+    save_update(file, work.adapter(), work.spec_whole(), extra)
+    asked = ["export", "bundle", str(out), "--adapter", str(file)]
+    assert main([*asked, "--site", "A"]) == 1
+    assert "there is no window to choose" in capsys.readouterr().err
+    assert main(asked) == 0
+    assert "Grey window: of each scan itself" in capsys.readouterr().out
+
+    train, inference = (
+        yaml.safe_load((out / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("train", "inference")
+    )
+    assert train["grey_values"] == inference["grey_values"] == "scan"
+    assert inference["window_low"] is inference["window_std"] is None
+    metadata = json.loads((out / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    text = (out / "docs" / "README.md").read_text(encoding="utf-8")
+    for said in (text, json.dumps(metadata)):
+        assert " CT " not in said
+        assert "HU" not in said.replace("Apache-2.0; the scans of KiTS19", "")
+
+    type_in(out, "inference.yaml --dataset_dir", monkeypatch, scans,
+            "--pattern", "*/imaging.nii.gz", "--output_dir", "masks",
+            "--device_name", "cpu")  # fmt: skip
+    network = plain_segmenter("vit_t", 32, 2)
+    network.load_state_dict(load_file(out / "models" / "model.safetensors"))
+    (case,) = work.data.prepared("test")
+    mask = open_scan(out / "masks" / case.name / "imaging_seg.nii.gz").whole()
+    with torch.no_grad():
+        ours = [native_masks(network(images), case.shape[1:])
+                for images, _ in volume_batches(case, "repeat", 8)]  # fmt: skip
+    assert np.array_equal(mask, torch.cat(ours).numpy())
+    assert mask.any()

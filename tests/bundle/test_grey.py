@@ -55,3 +55,11 @@ def test_a_sites_own_training_cases(federation: Federation, site: Site) -> None:
 def test_options_that_name_no_window(options: dict, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         choose_window(KIDNEYS, **options)
+
+
+def test_scans_with_a_window_each_have_none_to_choose() -> None:
+    by_scan = Federation(grey_values="scan", class_names=("prostate",))
+    assert choose_window(by_scan) == (None, "of each scan itself")
+    for options in ({"values": [0, 1, 0, 1]}, {"site": "A"}, {"data_root": Path("scans")}):
+        with pytest.raises(DataError, match=r"grey_values: scan, .* leave out --window, --site"):
+            choose_window(by_scan, **options)  # type: ignore[arg-type]

@@ -13,27 +13,31 @@ from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import Case
 from flap_nvflare.data.prepared import prepare_images
 from flap_nvflare.data.volume import load_volume
-from flap_nvflare.data.window import KITS_WINDOWS
+from flap_nvflare.data.window import KITS_WINDOWS, Window, volume_window
 
 WINDOW = KITS_WINDOWS["A"]
 
 
-def batches(folder: Path | None, pattern: str, channels: str = "repeat") -> ScanBatches:
-    return ScanBatches(folder, pattern, WINDOW, 32, channels, batch_size=3)
+def batches(
+    folder: Path | None, pattern: str, channels: str = "repeat", window: Window | None = WINDOW
+) -> ScanBatches:
+    return ScanBatches(folder, pattern, window, 32, channels, batch_size=3)
 
 
+@pytest.mark.parametrize("window", [WINDOW, None], ids=["site", "scan"])
 @pytest.mark.parametrize(
     ("channels", "offsets"), [("repeat", (0, 0, 0)), ("neighbours", (-1, 0, 1))]
 )
 def test_every_slice_comes_once_as_in_training(
-    scans: Path, channels: str, offsets: tuple[int, ...]
+    scans: Path, channels: str, offsets: tuple[int, ...], window: Window | None
 ) -> None:
-    found = list(batches(scans, "case_0000[45]/imaging.nii.gz", channels))
+    found = list(batches(scans, "case_0000[45]/imaging.nii.gz", channels, window))
     assert [len(batch["image"]) for batch in found] == [3, 2, 3, 2]  # five slices a scan
     assert [batch["name"] for batch in found[1:3]] == ["case_00004/imaging", "case_00005/imaging"]
     folder = scans / "case_00005"
     case = Case("5", folder / "imaging.nii.gz", folder / "segmentation.nii.gz")
-    expected = prepare_images(load_volume(case, 2).image, WINDOW, 32)
+    volume = load_volume(case, 2)
+    expected = prepare_images(volume.image, window or volume_window(volume), 32)
     images = torch.cat([batch["image"] for batch in found[2:]])
     for channel, offset in enumerate(offsets):
         places = np.clip(np.arange(5) + offset, 0, 4)

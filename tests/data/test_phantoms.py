@@ -83,8 +83,8 @@ def cases_of(root: Path, site: str) -> tuple[Case, ...]:
 @pytest.mark.parametrize(
     ("knobs", "mend"),
     [
-        ({"kind": "knees"}, "kind is 'knees'; give one of kits"),
-        ({"modality": "pet"}, "modality is 'pet'; give one of ct"),
+        ({"kind": "knees"}, "kind is 'knees'; give one of kits, ixi, prostate"),
+        ({"modality": "pet"}, "modality is 'pet'; give one of ct, mr, ultrasound, xray"),
         ({"sites": 201}, "sites is 201; give a whole number from 0 to 200"),
         ({"train": -1}, "train is -1; give a whole number from 0"),
         ({"test": 1.5}, "test is 1.5; give a whole number"),

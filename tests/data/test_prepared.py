@@ -22,7 +22,7 @@ from flap_nvflare.data.prepared import (
 )
 from flap_nvflare.data.store import Store
 from flap_nvflare.data.volume import load_volume
-from flap_nvflare.data.window import Window
+from flap_nvflare.data.window import Window, volume_window
 
 WINDOW = Window(-100, 300, 20.5, 60.25)
 
@@ -49,7 +49,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def prepare(case: Case, folder: Path | None, window: Window = WINDOW, side: int = 6) -> Prepared:
+def prepare(
+    case: Case, folder: Path | None, window: Window | None = WINDOW, side: int = 6
+) -> Prepared:
     made: Prepared = PreparedCases([case], window, side, 2, Store(folder, 10**6))[0]
     return made
 
@@ -104,13 +106,22 @@ def test_every_change_makes_it_anew(
     keys = {prepare(case, folder).key}
     keys.add(prepare(case, folder, side=5).key)
     keys.add(prepare(case, folder, window=dataclasses.replace(WINDOW, std=60.5)).key)
+    keys.add(prepare(case, folder, window=None).key)
     keys.add(PreparedCases([case], WINDOW, 6, 3, Store(folder, 10**6))[0].key)
     for path in (case.image, case.label):
         os.utime(path, ns=(1, 1))
         keys.add(prepare(case, folder).key)
     monkeypatch.setattr(prepared, "VERSION", prepared.VERSION + 1)
     keys.add(prepare(case, folder).key)
-    assert len(keys) == len(reads) == 7
+    assert len(keys) == len(reads) == 8
+
+
+def test_without_a_window_a_scan_is_seen_through_its_own(case: Case) -> None:
+    found = prepare(case, None, window=None)
+    own = volume_window(load_volume(case, 2))
+    assert own != WINDOW
+    assert torch.equal(found.images, prepare(case, None, window=own).images)
+    assert torch.equal(found.labels, prepare(case, None).labels)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "one byte", "another file"])

@@ -17,6 +17,7 @@ from PIL import Image
 from flap_nvflare.adapter.update import load_update, save_update
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.cli import main
+from flap_nvflare.data import window
 from flap_nvflare.evaluation import baselines
 from flap_nvflare.evaluation.evaluate import notes
 from flap_nvflare.evaluation.models import read_model, read_models, read_run
@@ -173,6 +174,16 @@ def test_baselines_are_used_again_and_only_if_made_with_the_same(
     changed.write_text(kept.replace('"rounds": 2', '"rounds": 3'), encoding="utf-8")
     assert main(again) == 1
     assert "local_A: was made with another federation" in capsys.readouterr().err
+    older = json.loads(kept)  # from before there was a choice of grey values
+    del older["federation"]["grey_values"]
+    changed.write_text(json.dumps(older), encoding="utf-8")
+    federation = json.loads((evaluated / "run.json").read_text(encoding="utf-8"))["federation"]
+    baselines.claim(
+        baselines.Baseline("local_A", "local", ("A",)),
+        Federation.from_dict(federation),
+        lambda name: Site(name, scans),
+        changed.parent,
+    )
     changed.write_text(kept, encoding="utf-8")
 
 
@@ -245,6 +256,25 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
     assert "not known without --local" in shown
     assert main([*asked, "--local"]) == 1
     assert "name the folder of a run" in capsys.readouterr().err
+
+
+def test_an_adapter_by_scan_is_scored_and_drawn_without_a_window_of_the_site(
+    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*volumes: object) -> None:
+        raise AssertionError("a site's window was read")
+
+    monkeypatch.setattr(window, "foreground_window", never)
+    tensors, spec, extra = load_update(run / "adapter_best.safetensors")
+    said = json.loads(extra["federation"]) | {"grey_values": "scan"}
+    file = tmp_path / "mine.safetensors"
+    save_update(file, tensors, spec, {"federation": json.dumps(said)})
+    asked = ["evaluate", str(file), "--data-root", str(scans), "--sites", "B", "--pictures", "1"]
+    assert main([*asked, *CPU]) == 0
+    found = read(tmp_path / "mine_evaluation")
+    (drawn,) = found["pictures"]
+    picture = np.asarray(Image.open(tmp_path / "mine_evaluation" / drawn["file"]).convert("L"))
+    assert len(np.unique(picture)) > 50
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from flap_nvflare.settings import SettingsError
 
 def written(folder: Path, **lines: Any) -> Path:
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(lines))
+    path.write_text(yaml.safe_dump(lines, sort_keys=False))
     return path
 
 

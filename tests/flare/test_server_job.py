@@ -145,6 +145,20 @@ def test_a_run_does_not_go_on_with_another_setting(
         opened(monkeypatch, resume=True, **{"upload": list(UPLOAD), name: value})
 
 
+def test_a_run_from_before_a_setting_was_made_with_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = opened(monkeypatch)
+    finish_round(job, 0)
+    path = job.folder.path / "run.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    del said["federation"]["grey_values"]
+    path.write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"setting grey_values: 'scan'.* made with 'site'"):
+        opened(monkeypatch, resume=True, grey_values="scan")
+    assert opened(monkeypatch, resume=True).start_round == 1
+
+
 def test_a_run_goes_on_with_more_rounds_and_another_quorum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

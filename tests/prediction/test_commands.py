@@ -99,3 +99,23 @@ def test_a_wrong_option_is_one_line(
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1]
     assert error[-1].startswith("flap-nvflare predict: ")
+
+
+def test_an_adapter_by_scan_needs_no_window_and_takes_none(
+    run_by_scan: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = run_by_scan.scans / "case_00003" / "imaging.nii.gz"
+    asked = (scan, "--adapter", run_by_scan.adapter, "--out", tmp_path, "--overlays")
+    assert call(*asked) == 0
+    assert "Grey values: of each scan itself\n" in capsys.readouterr().err
+    assert (tmp_path / "imaging_overlay.png").is_file()
+    assert call(*asked) == 0
+    assert "imaging_mask.nii.gz (kept)" in capsys.readouterr().out
+    for option in (
+        ("--window", 0, 1, 0, 1),
+        ("--site", "A"),
+        ("--data-root", run_by_scan.scans, "--site", "A"),
+    ):
+        assert call(*asked, *option) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert "every scan scaled by itself, so there is no window to choose" in error[-1]

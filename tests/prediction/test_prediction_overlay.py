@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from flap_nvflare.data.planes import slices_to_show
 from flap_nvflare.data.scan import open_scan
 from flap_nvflare.data.window import Window
-from flap_nvflare.prediction.overlay import draw_overlay, slices_to_show
+from flap_nvflare.prediction.overlay import draw_overlay
 
 
 def test_the_fullest_slice_of_each_third() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,9 @@ def evaluated(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tens
 
 def predictor(run: Run, batch: int = 0) -> Predictor:
     trained = load_trained(run.adapter)
-    window, _ = choose_window(trained.federation, site="A", data_root=run.scans)
+    by_site = trained.federation.grey_values == "site"
+    options = {"site": "A", "data_root": run.scans} if by_site else {}
+    window, _ = choose_window(trained.federation, **options)
     return Predictor(trained, window, "cpu", batch)
 
 
@@ -84,3 +87,46 @@ def test_values_that_are_none_are_refused(run: Run) -> None:
 def test_a_batch_below_one_is_refused(run: Run) -> None:
     with pytest.raises(ValueError, match="batch is -1"):
         predictor(run, batch=-1)
+
+
+def test_by_scan_the_network_sees_what_it_was_trained_on(
+    run_by_scan: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = predictor(run_by_scan)
+    assert ready.window is None
+    seen: list[torch.Tensor] = []
+    ready._network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for case in run_by_scan.work.data.prepared("train"):
+        seen.clear()
+        ready.mask(open_scan(image(run_by_scan, case.name)))
+        assert torch.equal(torch.cat(seen)[:, 0], case.images)
+    expected = evaluated(run_by_scan, monkeypatch)
+    for name, mask in expected.items():
+        found = ready.mask(open_scan(image(run_by_scan, name)))
+        assert np.array_equal(found, mask.numpy())
+        assert len(np.unique(found)) > 1
+
+
+def test_by_scan_the_scanners_gain_changes_no_mask(run_by_scan: Run, tmp_path: Path) -> None:
+    scan = nib.load(image(run_by_scan, "case_00003"))
+    # A power of two, so that no rounding differs either.
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj) * 4, scan.affine), tmp_path / "other.nii")
+    one, other = (open_scan(Path(path)) for path in (scan.get_filename(), tmp_path / "other.nii"))
+    ready = predictor(run_by_scan)
+    assert ready.window_of(other).mean == 4 * ready.window_of(one).mean
+    assert np.array_equal(ready.mask(other), ready.mask(one))
+
+
+def test_a_window_goes_with_adapters_of_sites_alone(run: Run, run_by_scan: Run) -> None:
+    with pytest.raises(ValueError, match="window is None, but grey_values is 'site'"):
+        Predictor(load_trained(run.adapter), None, "cpu")
+    with pytest.raises(ValueError, match=r"window is Window.*, but grey_values is 'scan'"):
+        Predictor(load_trained(run_by_scan.adapter), KITS_WINDOWS["A"], "cpu")
+
+
+def test_by_scan_one_value_is_refused(run_by_scan: Run) -> None:
+    scan = open_scan(image(run_by_scan, "case_00003"))
+    flat = np.zeros_like(scan.stored)
+    flat[2:] = 9
+    with pytest.raises(DataError, match=r"imaging.nii.gz: all of it that is not air has one value"):
+        predictor(run_by_scan).mask(Scan(scan.path, scan.image, flat))

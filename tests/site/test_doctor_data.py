@@ -23,10 +23,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def look(root: Path, site: str = "A", least: int = 1) -> tuple[list[Finding], Scans]:
+def look(
+    root: Path, site: str = "A", least: int = 1, settings: Federation = SETTINGS
+) -> tuple[list[Finding], Scans]:
     scans = Scans()
-    findings = guarded("cases", lambda: check_cases(root, site, SETTINGS, least, scans))
-    findings += guarded("scans", lambda: check_scans(SETTINGS, scans))
+    findings = guarded("cases", lambda: check_cases(root, site, settings, least, scans))
+    findings += guarded("scans", lambda: check_scans(settings, scans))
     return findings, scans
 
 
@@ -85,7 +87,7 @@ def test_every_broken_case_is_named(root: Path) -> None:
     assert sorted(wrong) == ["case case_00000", "case case_00001", "case case_00002"]
     assert "damaged" in wrong["case case_00000"].found
     assert "corners lie 50 mm apart" in wrong["case case_00001"].found
-    assert wrong["case case_00001"].mend == "resample the mask onto the scan's grid"
+    assert wrong["case case_00001"].mend.startswith("resample the mask onto the scan's grid, or")
     assert "unknown labels 9" in wrong["case case_00002"].found
     assert "1 of 4 readable" in findings[-2].found
     assert len(scans.slices) == 1
@@ -100,3 +102,16 @@ def test_masks_that_show_nothing(root: Path) -> None:
     assert findings[-1].name == "labels"
     assert findings[-1].ok is False
     assert findings[-1].found == "kidney in 0 cases, tumour in 0 cases"
+
+
+def test_a_scan_that_has_no_window_of_its_own(root: Path) -> None:
+    path = mask(root).with_name("imaging.nii.gz")
+    label = nibabel.load(mask(root))
+    drawn = (np.asarray(label.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(drawn, label.affine), path)  # a mask in the scan's place
+    assert all(f.ok for f in look(root)[0])
+    findings, scans = look(root, settings=Federation(grey_values="scan"))
+    (wrong,) = (f for f in findings if f.ok is False)
+    assert wrong.name == "case case_00000"
+    assert "all of it that is not air has one value, 1" in wrong.found
+    assert len(scans.slices) == 3

@@ -109,3 +109,11 @@ def test_limits_as_plain_values_make_the_same_limits() -> None:
     assert again == limits
     assert set(values) == {one.name for one in dataclasses.fields(Limits)}
     assert Limits().methods == PLAIN_METHODS
+
+
+def test_a_site_may_keep_to_its_own_window() -> None:
+    limits = Limits(choices={"grey_values": ("site",)})
+    assert refusal(limits) == ("", "")
+    reason, text = refusal(limits, grey_values="scan")
+    assert reason == "setting_refused"
+    assert "one of ['site'] (limits.choices.grey_values)" in text

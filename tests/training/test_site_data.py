@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from scan_files import write_sites
 
 from flap_nvflare.data import prepared, volume
 from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.window import volume_window
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training import site_data
 from flap_nvflare.training.errors import Stopped
 from flap_nvflare.training.schedule import never
 from flap_nvflare.training.site_data import SiteData, VolumeBatches
 
+BY_SCAN = {"grey_values": "scan"}
 FEDERATION = Federation(image_size=32, batch_size=4, validation_fraction=0.34, seed=3)
 
 
@@ -166,3 +170,58 @@ def test_a_bad_mask_is_named_as_ever(tmp_path: Path) -> None:
     data = SiteData(dataclasses.replace(FEDERATION, class_names=("kidney",)), Site("A", tmp_path))
     with pytest.raises(DataError, match=r"segmentation\.nii\.gz: unknown labels 2"):
         data.loader(0)
+
+
+def test_by_scan_nothing_but_the_cases_asked_for_is_read(
+    scans: Path, tmp_path: Path, reads: list[str]
+) -> None:
+    settings = dataclasses.replace(FEDERATION, **BY_SCAN)
+    data = SiteData(settings, Site("A", scans, state_dir=tmp_path))
+    (case,) = data.prepared("test")
+    assert reads == [case.name]
+    data.prepared("train")
+    assert len(reads) == len(set(reads)) == 3
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".safetensors"}
+    # What is kept serves no federation of the other way.
+    (other,) = SiteData(FEDERATION, Site("A", scans, state_dir=tmp_path)).prepared("test")
+    assert other.key != case.key
+    assert not torch.equal(other.images, case.images)
+
+
+def test_by_scan_a_site_may_mix_scanners(tmp_path: Path) -> None:
+    """One of the site's scans comes with another gain; its bytes change, what is seen does not."""
+    write_sites(tmp_path, ("A", "B"))
+    seen: dict[str, list[torch.Tensor]] = {"site": [], "scan": []}
+    for gain in (1.0, 3.7):
+        path = tmp_path / "case_00001" / "imaging.nii.gz"
+        image = nibabel.load(path)
+        scaled = (np.asarray(image.dataobj) * gain).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(scaled, image.affine), path)
+        for way, found in seen.items():
+            settings = dataclasses.replace(FEDERATION, grey_values=way, validation_fraction=0.0)
+            data = SiteData(settings, Site("A+B", tmp_path))
+            found.append(torch.cat([case.images for case in data.prepared("train")]))
+    before, after = seen["scan"]
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+    before, after = seen["site"]
+    assert (after - before).abs().max() > 0.5
+
+
+def test_by_scan_a_volume_is_drawn_as_it_is_seen(scans: Path) -> None:
+    data = SiteData(dataclasses.replace(FEDERATION, **BY_SCAN), Site("A", scans))
+    one = volume.load_volume(data.cases.test[0], 2)
+    assert data.window_of("A", one) == volume_window(one)
+    by_site = SiteData(FEDERATION, Site("A", scans))
+    assert by_site.window_of("A", one) == by_site.window("A") != volume_window(one)
+
+
+def test_by_scan_an_empty_scan_is_named(tmp_path: Path) -> None:
+    write_sites(tmp_path, ("A",))
+    path = tmp_path / "case_00003" / "imaging.nii.gz"
+    image = nibabel.load(path)
+    voxels = np.zeros(image.shape, np.int16)
+    voxels[1] = 5
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    data = SiteData(dataclasses.replace(FEDERATION, **BY_SCAN), Site("A", tmp_path))
+    with pytest.raises(DataError, match="case_00003: all of it that is not air has one value, 5"):
+        data.prepared("test")

@@ -1,4 +1,4 @@
-"""Slices side by side with their masks in colour and a legend, as one PNG."""
+"""Slices in rows with their masks in colour and a legend, as one PNG."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ _PAPER, _INK = (255, 255, 255), (34, 34, 34)
 
 
 def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence[str]) -> Path:
-    """Writes the panels from left to right, each under its title, above the classes' colours.
+    """Writes one row of panels, see `draw_rows`."""
+    return draw_rows(path, [panels], class_names)
+
+
+def draw_rows(
+    path: Path | str, rows: Sequence[Sequence[Panel]], class_names: Sequence[str]
+) -> Path:
+    """Writes the panels of each row from left to right, each under its title, above the colours.
 
     A mask is tinted and outlined in its class's colour. A panel smaller than 320 pixels is
     enlarged by a whole factor. Only its owner may read the file.
 
     Args:
         path: the PNG to write, in place of one that is there.
-        panels: title, grey values (H, W) in [0, 1] and class indices (H, W) or None of each;
+        rows: of each panel title, grey values (H, W) in [0, 1] and class indices (H, W) or None;
             pixels are drawn square, so squeeze planes of other pixels by `data.planes.square`.
         class_names: of the foreground classes, from class 1.
 
@@ -42,23 +49,27 @@ def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence
     from PIL import Image as images
     from PIL import ImageDraw, ImageFont
 
-    if not panels:
+    if not any(rows):
         raise ValueError(f"{path}: no panel to draw")
-    pictures = [_pixels(*panel) for panel in panels]
-    tall = max(len(pixels) for pixels in pictures)
-    wide = sum(pixels.shape[1] + _GAP for pixels in pictures) + _GAP
+    pictures = [[_pixels(*panel) for panel in row] for row in rows]
+    tall = [_LINE + max((len(pixels) for pixels in row), default=0) for row in pictures]
+    wide = max(sum(pixels.shape[1] + _GAP for pixels in row) + _GAP for row in pictures)
     font = ImageFont.load_default(_TEXT)
-    marks = _legend(class_names, wide, font) if any(p[2] is not None for p in panels) else []
-    lines = 1 + (marks[-1][0] + 1 if marks else 0)
-    sheet = images.new("RGB", (wide, tall + lines * _LINE + 2 * _GAP), _PAPER)
+    masked = any(panel[2] is not None for row in rows for panel in row)
+    marks = _legend(class_names, wide, font) if masked else []
+    legend = (marks[-1][0] + 1) * _LINE if marks else 0
+    sheet = images.new("RGB", (wide, sum(tall) + len(rows) * _GAP + legend + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    left = _GAP
-    for (title, _, _), pixels in zip(panels, pictures, strict=True):
-        sheet.paste(images.fromarray(pixels), (left, _LINE))
-        text = _cut(title, pixels.shape[1], font)
-        draw.text((left, _LINE / 2), text, fill=_INK, font=font, anchor="lm")
-        left += pixels.shape[1] + _GAP
-    _draw_legend(draw, marks, _LINE + tall + _GAP, font)
+    top = 0
+    for row, height, drawn in zip(rows, tall, pictures, strict=True):
+        left = _GAP
+        for (title, _, _), pixels in zip(row, drawn, strict=True):
+            sheet.paste(images.fromarray(pixels), (left, top + _LINE))
+            text = _cut(title, pixels.shape[1], font)
+            draw.text((left, top + _LINE / 2), text, fill=_INK, font=font, anchor="lm")
+            left += pixels.shape[1] + _GAP
+        top += height + _GAP
+    _draw_legend(draw, marks, top, font)
     return _write(Path(path), sheet)
 
 

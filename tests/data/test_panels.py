@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flap_nvflare.data.panels import draw_panels
 from flap_nvflare.data.planes import COLOURS, square
-from flap_nvflare.prediction.picture import draw_panels
 
 NAMES = ["kidney", "tumour"]
 TOP, LEFT = 24, 8  # of the first panel
