@@ -1,4 +1,4 @@
-"""Synthetic abdominal CTs of six hospitals, in exactly the layout of KiTS19.
+"""Synthetic scans of the abdomen, CTs of six hospitals unless asked otherwise, as KiTS19 lays out.
 
 No patient's data: shapes are drawn from a seed. They serve the demo and the tests; Dice on them
 says nothing about patients. Same seed, same bytes. Several processes may write different sites

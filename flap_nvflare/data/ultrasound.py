@@ -42,8 +42,16 @@ _ECHOES = (
     (330, -8),  # bone
 )
 # Decibels that a mm of tissue takes there and back, less what the machine makes up for.
-_TAKEN = ((-500, 12.0), (-250, 0.1), (-30, 0.1), (0, -0.09), (30, -0.06), (45, 0.06), (180, 0.1))
-_BONE = ((250, 0.1), (320, 6.0))
+_TAKEN = (
+    (-500, 12.0),  # gas
+    (-250, 0.2),
+    (-30, 0.2),
+    (0, 0.0),  # fluid
+    (30, 0.04),
+    (45, 0.16),
+    (250, 0.2),
+    (320, 6.0),  # bone
+)
 
 _GEL = -2000.0  # stands for no tissue at all
 _APART = 56.0  # mm from the middle to each probe
@@ -73,8 +81,8 @@ def scan(canvas: Canvas, scanner: PhantomSite) -> np.ndarray:
     slope = 0.03 / scanner.contrast
     grain = float(np.clip(scanner.grain / GRAIN, 0.3, 4.0))
     rough = float(np.clip(scanner.noise / NOISE, 0.2, 4.0))
-    middle = (canvas.shape[2] - 1) / 2
-    halves = slice(0, int(np.ceil(middle))), slice(int(np.ceil(middle)), None)
+    middle = canvas.shape[2] // 2
+    halves = slice(0, middle), slice(middle, None)
     pictures = np.zeros(canvas.shape, dtype=np.float32)
     for painted, picture in zip(canvas.hu, pictures, strict=True):
         # Outside the body is gel: it sends nothing and takes nothing. Gas lies in holes of it.
@@ -107,11 +115,19 @@ def _beams(hu: np.ndarray, spacing: tuple[float, float, float], probe: _Probe) -
 def _echoes(
     hu: np.ndarray, slope: float, grain: float, rough: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Decibels of what comes back, (beams, depths)."""
+    """Decibels of what comes back, (beams, depths).
+
+    Args:
+        hu: along the beams.
+        slope: decibels a mm on top of what the tissue takes.
+        grain: size of the speckle, of 1 for a typical machine.
+        rough: exponent of the speckle, 1 where it is fully developed.
+        rng: of the speckle.
+    """
     inside = hu != _GEL
     echo = 10 ** (np.interp(hu, *np.array(_ECHOES).T) / 20)
-    taken = np.interp(hu, *np.array(_TAKEN).T) + np.interp(hu, *np.array(_BONE).T)
-    taken = np.cumsum(np.where(inside, taken + slope, 0.0), axis=1) * _STEP
+    taken = np.where(inside, np.interp(hu, *np.array(_TAKEN).T) + slope, 0.0)
+    taken = np.cumsum(taken, axis=1) * _STEP
     # Where tissues meet square to the beam; smoothed, so that no edge is thinner than a pulse.
     edges = np.abs(np.diff(np.where(inside, hu, 0.0), axis=1, prepend=0.0))
     edges = gaussian_filter(1.5 * np.tanh(edges / 400) ** 1.5, (1.5, 1.2))

@@ -54,10 +54,10 @@ def test_the_furthest_scanner_still_shows_something(
     module: object, difference: float, slab: Canvas
 ) -> None:
     slab.hu[:, 30:60, 30:60] = 118
-    for site in PHANTOM_SITES.values():
-        image = module.scan(slab, site.exaggerated(difference))  # type: ignore[attr-defined]
-        assert image.min() >= 0
-        assert image.std() > 3
+    far = PHANTOM_SITES["E"].exaggerated(difference)
+    image = module.scan(slab, far)  # type: ignore[attr-defined]
+    assert image.min() >= 0
+    assert image.std() > 3
 
 
 def test_a_kidney_in_mr_has_a_cortex_between_fat_and_a_dark_tumour(slab: Canvas) -> None:
