@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     from flap_nvflare.data.commands import add_phantom
     from flap_nvflare.data.prepare_commands import add_prepare
     from flap_nvflare.evaluation.commands import add_evaluate
+    from flap_nvflare.experiments.commands import add_experiment
     from flap_nvflare.prediction.commands import add_predict
     from flap_nvflare.report.commands import add_report
     from flap_nvflare.site.commands import add_site
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_count(commands)
     _add_doctor(commands)
     add_evaluate(commands)
+    add_experiment(commands)
     add_export(commands)
     add_import(commands)
     add_phantom(commands)

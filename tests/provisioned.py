@@ -56,6 +56,8 @@ class Provisioned:
         site_file: changes to every site's flap_site.yaml.
         data_root: the scans; each site may have its own under `data_of`.
         environment: further variables of all processes.
+        relay: name of a relay that all sites connect to in place of the server; none if empty.
+        relay_port: where it listens.
     """
 
     folder: Path
@@ -66,6 +68,8 @@ class Provisioned:
     data_of: dict[str, Path] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     builders: Sequence[Mapping[str, Any]] = ()
+    relay: str = ""
+    relay_port: int = field(default_factory=free_port)
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     # ---- kits ------------------------------------------------------------------------------
@@ -75,12 +79,20 @@ class Provisioned:
 
     @property
     def members(self) -> tuple[str, ...]:
-        return (SERVER, *self.sites)
+        return (SERVER, *self._relays, *self.sites)
+
+    @property
+    def _relays(self) -> tuple[str, ...]:
+        return (self.relay,) if self.relay else ()
 
     def project(self) -> dict[str, Any]:
         """What goes into project.yml."""
         lighter, port = "nvflare.lighter.impl", free_port()
         organisation = {"org": "hospital"}
+        # Without connection_security FLARE 2.9 leaves what passes between relay and sites in clear.
+        security = {"connection_security": "mtls"}
+        listens = {"scheme": "tcp", "default_host": SERVER, "port": self.relay_port, **security}
+        through = {"connect_to": {"name": self.relay}} if self.relay else {}
         return {
             "api_version": 3,
             "name": PROJECT,
@@ -94,7 +106,14 @@ class Provisioned:
                     "default_host": SERVER,
                     **organisation,
                 },
-                *({"name": site, "type": "client", **organisation} for site in self.sites),
+                *(
+                    {"name": relay, "type": "relay", "listening_host": listens, **organisation}
+                    for relay in self._relays
+                ),
+                *(
+                    {"name": site, "type": "client", **through, **organisation}
+                    for site in self.sites
+                ),
                 {"name": ADMIN, "type": "admin", "role": "project_admin", **organisation},
             ],
             "builders": [
@@ -118,7 +137,7 @@ class Provisioned:
         path.write_text(yaml.safe_dump(self.project(), sort_keys=False), encoding="utf-8")
         self.command("nvflare", "provision", "-p", path, "-w", self.folder / "work")
         assert self.kits.is_dir()
-        for name in self.members:
+        for name in (SERVER, *self.sites):  # a relay runs no job
             self.command("flap-nvflare", "site", "init", self.kits / name)
             if name != SERVER:
                 root = self.data_of.get(name, self.data_root)

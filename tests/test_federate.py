@@ -16,7 +16,7 @@ from flap_nvflare.aggregation import RULES
 from flap_nvflare.aggregation.sampling import sampled_sites
 from flap_nvflare.bundle.builders import first_adapter
 from flap_nvflare.bundle.workflow import build_work
-from flap_nvflare.experiment import Curve, Federated, federate, run, show_adapter
+from flap_nvflare.in_process import Curve, Federated, federate, run, show_adapter
 from flap_nvflare.settings import Federation, SettingsError, Site
 from flap_nvflare.training.site_round import SiteRound
 

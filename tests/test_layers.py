@@ -23,6 +23,7 @@ ALLOWED = {
         "torch", "sam", "data", "training", "adapter", "aggregation", "bundle", "prediction",
     },
     "report": set(),
+    "experiments": {"adapter", "data", "report", "sam"},
     "site": {"torch", "adapter", "data", "sam"},
     "bench": {
         "torch", "monai", "nibabel", "sam", "data", "training", "adapter", "aggregation", "bundle",
@@ -95,6 +96,7 @@ COMMANDS = (
     "bundle/peft_commands",
     "data/prepare_commands",
     "evaluation/commands",
+    "experiments/commands",
     "prediction/commands",
     "report/commands",
     "site/commands",

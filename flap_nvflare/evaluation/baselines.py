@@ -23,7 +23,7 @@ from flap_nvflare.aggregation import least_sites
 from flap_nvflare.bundle.alone import Alone
 from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS
 from flap_nvflare.bundle.workflow import build_work
-from flap_nvflare.experiment import Curve, federate, show_adapter
+from flap_nvflare.in_process import Curve, federate, show_adapter
 from flap_nvflare.settings import Federation, SettingsError, Site
 from flap_nvflare.training.site_data import POOL
 from flap_nvflare.training.site_round import SiteRound

@@ -23,6 +23,8 @@ from flap_nvflare.flare.names import plain_name
 from flap_nvflare.settings import (
     CHECKPOINT_VARIABLE,
     DATA_VARIABLE,
+    HOME_VARIABLE,
+    RESUME_VARIABLE,
     SOURCE_VARIABLE,
     Federation,
     MissingDataError,
@@ -33,8 +35,6 @@ from flap_nvflare.site.site_file import SITE_FILE, Limits, SiteFile, read_site_f
 
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
-HOME_VARIABLE = "FLAP_HOME"
-RESUME_VARIABLE = "FLAP_RESUME"
 FEDERATION_FILE = "federation.yaml"
 
 

@@ -17,7 +17,7 @@ from flap_nvflare.bundle.round_files import RoundFolder
 from flap_nvflare.bundle.trained import load_trained
 from flap_nvflare.bundle.workflow import CONFIGS, TRAIN_CONFIG, build_work
 from flap_nvflare.combinations import check
-from flap_nvflare.experiment import federate
+from flap_nvflare.in_process import federate
 from flap_nvflare.sam.checkpoint import CheckpointError, MissingCheckpointError
 from flap_nvflare.sam.network import Network
 from flap_nvflare.sam.runtime import choose, place

@@ -12,7 +12,7 @@ from flap_nvflare.adapter.update import save_update
 from flap_nvflare.bundle.trained import BEST_FILE, LAST_FILE, SETTINGS
 from flap_nvflare.bundle.workflow import build_work
 from flap_nvflare.evaluation.models import RUN_FILE
-from flap_nvflare.experiment import federate
+from flap_nvflare.in_process import federate
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.site_round import SiteRound
 

@@ -22,8 +22,8 @@ from flap_nvflare.data import window
 from flap_nvflare.evaluation import baselines
 from flap_nvflare.evaluation.evaluate import notes
 from flap_nvflare.evaluation.models import read_model, read_models, read_run
-from flap_nvflare.experiment import federate
-from flap_nvflare.experiment import run as experiment
+from flap_nvflare.in_process import federate
+from flap_nvflare.in_process import run as experiment
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.site_round import SiteRound
 

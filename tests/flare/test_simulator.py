@@ -14,7 +14,7 @@ from processes import stop
 from safetensors.torch import load_file
 
 from flap_nvflare.adapter.update import load_update
-from flap_nvflare.experiment import federate
+from flap_nvflare.in_process import federate
 from flap_nvflare.settings import Federation, Site
 from flap_nvflare.training.site_round import SiteRound
 

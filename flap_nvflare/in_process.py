@@ -49,6 +49,8 @@ class Outcome:
         history: with `curve`, for each round {round, seconds, dice}: wall-clock of training and
             aggregation so far, all sites in turn, the first round's reading of the scans with
             it, and the validation Dice by class and `mean`, mean over sites. Empty without.
+        elsewhere: by name of further data: Dice by class and `mean` on its sites' test cases,
+            mean over its sites.
     """
 
     mode: str
@@ -58,6 +60,7 @@ class Outcome:
     seconds: float
     history: Sequence[dict[str, Any]] = ()
     wire: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elsewhere: Mapping[str, Mapping[str, float | None]] = dataclasses.field(default_factory=dict)
 
     def mean_dice(self, name: str = "mean") -> float | None:
         """Mean over sites of class `name` or of the classes' mean; sites without are left out.
@@ -80,6 +83,8 @@ class Outcome:
         }
         if self.wire:
             values["wire"] = dict(self.wire)
+        if self.elsewhere:
+            values["elsewhere"] = {name: dict(dice) for name, dice in self.elsewhere.items()}
         return {**values, "history": list(self.history)} if self.history else values
 
 
@@ -150,6 +155,7 @@ def run(
     curve: bool = False,
     attacks: Mapping[str, str] | None = None,
     cache: Path | None = None,
+    test_on: Mapping[str, Path] | None = None,
 ) -> Outcome:
     """Trains in one of three modes and scores on every site's test cases.
 
@@ -157,18 +163,21 @@ def run(
         mode: `federated`, `alone` (each site by itself, the same number of steps) or `pooled`
             (all training cases in one place, each volume with its own site's window).
         federation: the settings; `rounds` x `local_epochs` passes in every mode.
-        data_root: folder in the layout of KiTS19.
+        data_root: folder in a layout of `data.layouts`.
         sites: names of the sites.
         progress: called with a line of text now and then.
         curve: score the validation cases after every round, for `Outcome.history`.
         attacks: kind of attack by hostile site (`attack.ATTACKS`); only in a federation.
         cache: folder for prepared scans, which other runs on the same data may use again.
+        test_on: further folders of scans by name, for `Outcome.elsewhere`; not with `alone`,
+            whose adapters belong to their sites.
 
     Raises:
         ValueError: on an unknown mode, or settings that make no sense together.
     """
     from flap_nvflare.bundle.workflow import build_work
     from flap_nvflare.combinations import check
+    from flap_nvflare.data.layouts import site_names
 
     check(federation)
     if federation.encryption != "none":
@@ -176,21 +185,27 @@ def run(
             f"encryption {federation.encryption!r}: a run in one process has nobody to hide from; "
             "run it under FLARE"
         )
+    if test_on and mode == "alone":
+        raise ValueError("test_on: of sites alone each adapter is meant for its own site")
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
-        flows = {
-            name: build_work(federation, Site(name, data_root, state_dir=cache or Path(folder)))
-            for name in sites
+        disk = cache or Path(folder)
+        flows = _flows(federation, data_root, sites, disk)
+        others = {
+            name: _flows(federation, root, site_names(root), disk)
+            for name, root in (test_on or {}).items()
         }
         if mode == "federated":
-            return _federated(federation, flows, Path(folder), progress, curve, attacks, started)
+            return _federated(
+                federation, flows, others, Path(folder), progress, curve, attacks, started
+            )
         track = Curve(flows) if curve else None
         if mode == "alone":
             models = {
                 name: _train_through(flow, progress, track, (name,)) for name, flow in flows.items()
             }
         elif mode == "pooled":
-            joined = Site("+".join(sites), data_root, state_dir=cache or Path(folder))
+            joined = Site("+".join(sites), data_root, state_dir=disk)
             pooled = build_work(federation, joined)
             models = {"pooled": _train_through(pooled, progress, track, sites)}
         else:
@@ -199,14 +214,31 @@ def run(
         for name, flow in flows.items():
             flow.load_adapter(models[name] if mode == "alone" else models["pooled"])
             scores[name] = flow.evaluate("test").to_dict()
+        elsewhere = {}
+        for other, its_flows in others.items():
+            found = []
+            for flow in its_flows.values():
+                flow.load_adapter(models["pooled"])
+                found.append(flow.evaluate("test").to_dict())
+            elsewhere[other] = _site_means(found, federation)
     seconds = time.perf_counter() - started
     history = [] if track is None else track.history(federation)
-    return Outcome(mode, federation, models, scores, seconds, history)
+    return Outcome(mode, federation, models, scores, seconds, history, elsewhere=elsewhere)
+
+
+def _flows(
+    federation: Federation, data_root: Path, sites: Sequence[str], disk: Path
+) -> dict[str, Any]:
+    """The work of each site of a folder of scans."""
+    from flap_nvflare.bundle.workflow import build_work
+
+    return {name: build_work(federation, Site(name, data_root, state_dir=disk)) for name in sites}
 
 
 def _federated(
     federation: Federation,
     flows: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
     folder: Path,
     progress: Callable[[str], None],
     curve: bool,
@@ -216,19 +248,33 @@ def _federated(
     rounds = {name: SiteRound(flow, folder / "sites" / name) for name, flow in flows.items()}
     track = Curve(rounds, show_adapter) if curve else None
     done = federate(rounds, federation, progress, track, attacks)
-    scores = {}
-    for name, one in rounds.items():
-        show_adapter(one, done.state.parcel())
-        scores[name] = one.evaluate("test").to_dict()
+    scores = _scored(rounds, done.state)
+    elsewhere = {}
+    for other, its_flows in others.items():
+        there = {
+            name: SiteRound(flow, folder / "elsewhere" / other / name)
+            for name, flow in its_flows.items()
+        }
+        elsewhere[other] = _site_means(_scored(there, done.state).values(), federation)
     return Outcome(
         mode="federated",
         federation=federation,
         tensors={"federation": dict(done.state.tensors)},
         scores=scores,
+        elsewhere=elsewhere,
         seconds=time.perf_counter() - started,
         history=[] if track is None else track.history(federation),
         wire=_wire(federation, done.rounds),
     )
+
+
+def _scored(sites: Mapping[str, SiteRound], state: ServerState) -> dict[str, dict[str, Any]]:
+    """Scores of the federation's adapter on each site's test cases."""
+    scores = {}
+    for name, site in sites.items():
+        show_adapter(site, state.parcel())
+        scores[name] = site.evaluate("test").to_dict()
+    return scores
 
 
 def show_adapter(site: SiteRound, adapter: Parcel) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from flap_nvflare import experiment
-from flap_nvflare.experiment import Curve, Outcome
+from flap_nvflare import in_process
+from flap_nvflare.in_process import Curve, Outcome
 from flap_nvflare.settings import Federation
 
 FEDERATION = Federation(class_names=("kidney",))
@@ -38,7 +38,7 @@ class Flow:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [5.0]
-    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(in_process.time, "perf_counter", lambda: now[0])
     return now
 
 

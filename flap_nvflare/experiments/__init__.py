@@ -1,0 +1,1 @@
+"""Grids of experiments: cells run once each, then tables and plots of all of them."""
