@@ -165,7 +165,7 @@ def _paint_bladder(canvas: TissueCanvas, gland: Gland) -> None:
 
 
 def _paint_rectum(canvas: TissueCanvas, gland: Gland, coil: bool) -> None:
-    """Fat of the mesorectum, wall, and a balloon with a coil, gas, stool or nothing within."""
+    """Its wall, and within a balloon with a coil, gas, stool, or little of anything."""
     rng = canvas.rng
     y0, x0 = gland.rectum
     depth, width = gland.rectum_radii
