@@ -8,6 +8,7 @@ import pytest
 from made_up_cells import cell
 
 from flap_nvflare.experiments.groups import gain, grouped, labels
+from flap_nvflare.experiments.show import COLUMNS
 from flap_nvflare.experiments.tables import points_text, table
 
 
@@ -130,6 +131,11 @@ def test_scans_of_a_folder_are_not_called_synthetic_unless_the_cell_says_so() ->
     assert "ynthetic" not in table([cell(0.5, data={"root": "/scans"})], ["mean"])
     marked = cell(0.5, data={"root": "/demo", "synthetic": True})
     assert "Synthetic scans." in table([marked], ["mean"])
+
+
+def test_every_column_that_a_grid_may_ask_for_is_there() -> None:
+    head, _ = rows(table([cell(0.5, elsewhere={"far": {"mean": 0.2}})], COLUMNS))
+    assert len(head) == 2 + len(COLUMNS) + 1  # who and seeds; `classes` are two
 
 
 def test_names_do_not_break_the_table() -> None:
