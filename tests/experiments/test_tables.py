@@ -62,9 +62,9 @@ def test_gain_is_paired_by_seed_and_values() -> None:
     ]
 
 
-def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_settings() -> None:
-    def settings(method: str) -> dict[str, Any]:
-        return {"federation": {"method": method, "rounds": 4}}
+def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_method() -> None:
+    def settings(method: str, rule: str = "svd") -> dict[str, Any]:
+        return {"federation": {"method": method, "rule": rule, "rounds": 4}}
 
     full = cell(0.5, name="full", **settings("full"))
     alone = [
@@ -72,9 +72,14 @@ def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_settings() -> 
         cell(0.30, name="flap alone", mode="alone", **settings("flap")),
     ]
     assert gain(full, [full, *alone]) == pytest.approx(0.05)
-    # A single row alone serves all; of several none with the same settings, nobody can say.
-    assert gain(full, [full, alone[1]]) == pytest.approx(0.20)
-    assert gain(full, [full, alone[1], {**alone[1], "name": "again"}]) is None
+    assert gain(full, [full, alone[1]]) is None
+    # A rule is nothing to sites alone, so one row of them serves all.
+    mean = cell(0.5, name="mean", **settings("full", "mean"))
+    assert gain(mean, [mean, *alone]) == pytest.approx(0.05)
+    # Of several the one with the same settings; of several none with them, nobody can say.
+    again = cell(0.35, name="again", mode="alone", **settings("full", "mean"))
+    assert gain(mean, [mean, *alone, again]) == pytest.approx(0.15)
+    assert gain(mean, [mean, *alone, {**alone[0], "name": "again"}]) is None
 
 
 def test_a_loss_has_a_minus_and_missing_partners_are_counted() -> None:
