@@ -1,4 +1,7 @@
-"""Where this hospital's scans lie: the one file to edit if it is not the layout of KiTS19.
+"""Where this hospital's scans lie: the one file to edit if theirs is no layout that is known.
+
+Known are those of KiTS19, IXI, SAML's prostate set, and of nnU-Net and the Decathlon with a table
+`sites.csv`, which `flap-nvflare prepare` writes.
 
 `flap-nvflare site init` puts this file into the startup kit as `local/custom/site_data.py`, and
 leaves it alone once you have changed it. It runs in the site's own process, with that process's
@@ -31,7 +34,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flap_nvflare.data.kits import ListedCase, list_kits
+from flap_nvflare.data.cases import ListedCase
+from flap_nvflare.data.layouts import list_cases
 
 
 def site_cases(data_root: Path, site: str) -> list[ListedCase]:
@@ -41,4 +45,4 @@ def site_cases(data_root: Path, site: str) -> list[ListedCase]:
         data_root: the folder named in `flap_site.yaml`.
         site: this site's name in its data.
     """
-    return list_kits(data_root, site)
+    return list_cases(data_root, site)

@@ -163,7 +163,7 @@ def run(
         mode: `federated`, `alone` (each site by itself, the same number of steps) or `pooled`
             (all training cases in one place, each volume with its own site's window).
         federation: the settings; `rounds` x `local_epochs` passes in every mode.
-        data_root: folder in the layout of KiTS19.
+        data_root: folder in a layout of `data.layouts`.
         sites: names of the sites.
         progress: called with a line of text now and then.
         curve: score the validation cases after every round, for `Outcome.history`.
@@ -232,9 +232,7 @@ def _flows(
     """The work of each site of a folder of scans."""
     from flap_nvflare.bundle.workflow import build_work
 
-    return {
-        name: build_work(federation, Site(name, data_root, state_dir=disk)) for name in sites
-    }
+    return {name: build_work(federation, Site(name, data_root, state_dir=disk)) for name in sites}
 
 
 def _federated(

@@ -403,7 +403,7 @@ class Site:
     """What a site has on its own disk.
 
     Attributes:
-        name: the site's name in the federation; in the KiTS layout also its name in the table.
+        name: the site's name in the federation; also its name in its data.
         data_root: folder with the scans.
         checkpoint: official SAM file; empty for the packaged ViT-T or random weights.
         checkpoint_sha256: the only base accepted; empty accepts any.
@@ -413,8 +413,8 @@ class Site:
         state_dir: folder for what must outlive a process: optimiser moments, and in `cache` the
             prepared scans.
         synthetic: whether the scans are phantoms of this package.
-        data_source: the site's own file of code that lists its scans (`data.source`); None reads
-            the layout of KiTS19.
+        data_source: the site's own file of code that lists its scans (`data.source`); None for
+            a layout that is recognised (`data.layouts`).
         checkpointing, channels_last, packed, compile: how the hardware runs the network, each
             `auto`, `on` or `off`. The first and third are about SAM's encoder, and off without it.
         processes: processes that train a round together, one a GPU (`bundle.parallel`); 1 trains

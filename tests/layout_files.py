@@ -9,6 +9,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pytest
+
+from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.layouts import list_cases, site_names
 
 SHAPE = (12, 10, 4)  # width, height, slices, as most sets other than KiTS19 store them
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -34,6 +38,11 @@ def write_pair(
     values = write_scan(scan, label, seed)
     mask.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(values, mask_affine), mask)
+
+
+def write_table(root: Path, *lines: str) -> None:
+    """`sites.csv` with these lines."""
+    (root / "sites.csv").write_text("\n".join(["case,site,split", *lines]) + "\n")
 
 
 def write_flamby_ixi(root: Path, names: Iterable[str] = IXI) -> Path:
@@ -92,3 +101,15 @@ def write_nnunet(
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset.json").write_text(json.dumps(values))
     return root
+
+
+def splits(root: Path, site: str) -> dict[str, str]:
+    """The split of each case of a site."""
+    return {case.name: case.split for case in list_cases(root, site)}
+
+
+def refused(root: Path, site: str = "") -> str:
+    """What is said to whoever asks for the cases of the site, or for the sites."""
+    with pytest.raises(DataError) as caught:
+        list_cases(root, site) if site else site_names(root)
+    return str(caught.value)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from flap_nvflare.data.cases import SPLITS, stay_within, stem
@@ -37,7 +38,7 @@ _OTHER = re.compile(r"(?:IXI[-_])?(T2|PD|MRA|DTI)", re.IGNORECASE)
 
 def is_ixi(root: Path) -> bool:
     """Whether a file below the root is one of IXI's by its name."""
-    return next(_files(root), None) is not None
+    return next(_files(_folders(root)), None) is not None
 
 
 def ixi_entries(root: Path) -> list[Entry]:
@@ -47,21 +48,24 @@ def ixi_entries(root: Path) -> list[Entry]:
         DataError: if a file names an unknown hospital, or a hospital other than the table does, or
             the table cannot be used.
     """
-    table = _table(root)
+    folders = list(_folders(root))
     found: dict[int, tuple[str, str, list[Path], list[Path]]] = {}
-    for path, match in _files(root):
+    for path, is_mask, match in _files(folders):
         name, patient, hospital = match[1], int(match[2]), match[3]
         if hospital not in HOSPITALS:
             raise DataError(
                 f"{path}: unknown hospital {hospital!r} in the name; expected one of {HOSPITALS}"
             )
         _, _, scans, masks = found.setdefault(patient, (name, hospital, [], []))
-        (masks if _is_mask(path.relative_to(root)) else scans).append(path)
+        (masks if is_mask else scans).append(path)
     entries = {
         patient: _entry(name, hospital, "", tuple(scans), tuple(masks))
         for patient, (name, hospital, scans, masks) in sorted(found.items())
     }
-    return list(entries.values()) if table is None else _by_table(table, entries)
+    tables = [folder.path / TABLE for folder in folders if TABLE in folder.files]
+    if len(tables) > 1:
+        raise DataError(f"{tables[1]}: {tables[0]} is there as well; keep one of them")
+    return _by_table(tables[0], entries) if tables else list(entries.values())
 
 
 def _by_table(table: Path, found: dict[int, Entry]) -> list[Entry]:
@@ -109,37 +113,35 @@ def _entry(
     )
 
 
-def _files(root: Path) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Files that are IXI's by their names, with the parts of the name, in order."""
-    for path in _below(root):
-        match = _FILE.fullmatch(stem(path.name))
-        other = any(_OTHER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
-        if match and not other and not any(map(_OTHER.fullmatch, re.split(r"[-_]", match[5]))):
-            yield path, match
+@dataclass(frozen=True)
+class _Folder:
+    """A folder below the root: where it is, the folders that lead there, its visible files."""
+
+    path: Path
+    parts: tuple[str, ...]
+    files: list[str]
 
 
-def _below(root: Path) -> Iterator[Path]:
-    """Every visible file below the root; a folder that is a link is not gone into."""
-    for folder, folders, names in os.walk(root):
+def _folders(root: Path) -> Iterator[_Folder]:
+    """The visible folders of the root in order; one that is a link is not gone into."""
+    for place, folders, files in os.walk(root):
+        path = Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
-            stay_within(root, Path(folder) / name)
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder) / name
+            if (path / name).is_symlink():
+                stay_within(root, path / name)
+        visible = sorted(name for name in files if not name.startswith("."))
+        yield _Folder(path, path.relative_to(root).parts, visible)
 
 
-def _is_mask(path: Path) -> bool:
-    """By a folder above it, or the end of its name."""
-    folders = any(_MASK_FOLDER.fullmatch(part) for part in path.parts[:-1])
-    return folders or _MASK_NAME.fullmatch(stem(path.name)) is not None
-
-
-def _table(root: Path) -> Path | None:
-    """FLamby's table; None without one."""
-    tables = [path for path in _below(root) if path.name == TABLE]
-    if len(tables) > 1:
-        raise DataError(f"{tables[1]}: {tables[0]} is there as well; keep one of them")
-    for table in tables:
-        stay_within(root, table)
-    return tables[0] if tables else None
+def _files(folders: Iterable[_Folder]) -> Iterator[tuple[Path, bool, re.Match[str]]]:
+    """Files that are IXI's by their names, whether each is a mask, and the parts of its name."""
+    for folder in folders:
+        if any(map(_OTHER.fullmatch, folder.parts)):
+            continue
+        masks = any(map(_MASK_FOLDER.fullmatch, folder.parts))
+        for name in folder.files:
+            match = _FILE.fullmatch(stem(name))
+            if match and not any(map(_OTHER.fullmatch, re.split(r"[-_]", match[5]))):
+                is_mask = masks or _MASK_NAME.fullmatch(match[5]) is not None
+                yield folder.path / name, is_mask, match

@@ -133,3 +133,11 @@ def site_names(root: Path | str) -> list[str]:
     if not layout.has_table:
         return kits.site_names(folder)
     return names_of_sites(placed(folder, layout.entries(folder), layout.name))
+
+
+def known_masks(root: Path) -> set[Path]:
+    """The masks that lie in a root of a known layout, none for any other folder."""
+    try:
+        return {mask for entry in layout_of(root).entries(root) for mask in entry.masks}
+    except DataError:  # no data set, or one that is not whole: its files may still be looked at
+        return set()

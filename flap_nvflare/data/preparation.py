@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flap_nvflare.data.cases import ListedCase, is_synthetic
+from flap_nvflare.data.cases import CASE_NAME, ListedCase, is_synthetic
 from flap_nvflare.data.entries import Entry, assigned, placed, require_splits
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.geometry import copy_geometry
@@ -164,6 +164,10 @@ def _layout(asked: Asked) -> Layout:
 
 def _entries(asked: Asked, layout: Layout, found: Preparation) -> list[Entry]:
     """The cases with site and split, by the table that is there or as it will be written."""
+    if asked.site and not CASE_NAME.fullmatch(asked.site):
+        raise DataError(
+            f"--site {asked.site[:200]}: give a name of letters, digits, '_', '-' and '.'"
+        )
     entries = layout.entries(asked.root)
     if not layout.has_table:
         if asked.site:

@@ -150,9 +150,13 @@ def _table(found: Preparation) -> Table:
             _range(spacing[0] for spacing in facts.spacings),
             _range(step for spacing in facts.spacings for step in spacing[1:]),
             f"{facts.read}: {', '.join(shown)}",
-            " / ".join(f"{value:.4g}" for value in facts.grey) if facts.grey else "-",
+            " / ".join(map(_grey, facts.grey)) if facts.grey else "-",
         )
     return table
+
+
+def _grey(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _range(values: Iterable[float]) -> str:

@@ -1,6 +1,6 @@
 """A hospital's own list of its scans: one function in one file, `site_data.py`, on its own disk.
 
-    from flap_nvflare.data.kits import ListedCase
+    from flap_nvflare.data.cases import ListedCase
 
     def site_cases(data_root, site):
         folder = data_root / "nephrology"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import IMAGE, LABEL
+from flap_nvflare.data.layouts import known_masks
 from flap_nvflare.data.scan import Scan, open_scan
 from flap_nvflare.data.source import ENDINGS
 from flap_nvflare.sam.checkpoint import file_sha256
@@ -56,8 +57,8 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
     """The scans that `path` names, in order of their names.
 
     Of a folder all NIfTI files in it and below; without any, each folder of DICOM files in it and
-    below. Left out are hidden files, masks that `predict` wrote, and in the layout of KiTS19 the
-    masks beside the scans.
+    below. Left out are hidden files, masks that `predict` wrote, and in a layout of `data.layouts`
+    the masks.
 
     Args:
         path: a NIfTI file, or a folder.
@@ -78,7 +79,8 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
         _refuse_series(path, series)
         return [Input(_stem(path.name), path, (path,))]
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)]
-    if scans := [file for file in files if _is_scan(file)]:
+    masks = known_masks(path)
+    if scans := [file for file in files if _is_scan(file) and file not in masks]:
         _refuse_series(scans[0], series)
         inputs = [Input(_stem(str(file.relative_to(path))), file, (file,)) for file in scans]
     else:

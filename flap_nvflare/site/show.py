@@ -182,7 +182,7 @@ def _data_lines(ours: SiteFile, source: str, state: str) -> list[str]:
     return [
         "Where its data come from",
         f"  scans: {scans}",
-        f"  listed by: {source or 'the layout of KiTS19'}",
+        f"  listed by: {source or 'their layout, as the package recognises it'}",
         f"  base model: {weights}; SHA-256 {pinned}",
         f"  kept here between rounds: {state}",
     ]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from layout_files import write_prostate
 
 from flap_nvflare.bundle.grey import choose_window
 from flap_nvflare.data.errors import DataError
@@ -39,6 +40,13 @@ def test_a_sites_own_training_cases(federation: Federation, site: Site) -> None:
     window, why = choose_window(federation, site="A", data_root=site.data_root)
     assert window == SiteData(federation, site).window("A")
     assert why == "training cases of site A"
+
+
+def test_a_site_of_another_layout(tmp_path: Path) -> None:
+    root = write_prostate(tmp_path / "prostate", {"HK": [38, 39, 40], "UCL": [1, 2]})
+    window, why = choose_window(Federation(class_names=("prostate",)), site="HK", data_root=root)
+    assert 80 < window.low < window.mean < window.high < 120
+    assert why == "training cases of site HK"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from flap_nvflare.data.kits import Case, DataError
 from flap_nvflare.data.prepared import (
     Prepared,
     PreparedCases,
+    case_key,
     read_window,
     window_key,
     write_window,
@@ -188,3 +189,9 @@ def test_a_damaged_window_is_computed_again(case: Case, folder: Path, text: byte
     store.write(f"{key}.json", text)
     assert read_window(store, key) is None
     assert list(folder.iterdir()) == []
+
+
+def test_a_binary_case_is_another_one(case: Case) -> None:
+    binary = dataclasses.replace(case, binary=True)
+    assert case_key(binary, WINDOW, 6, 2) != case_key(case, WINDOW, 6, 2)
+    assert window_key([binary], 2) != window_key([case], 2)

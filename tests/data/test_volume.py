@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -181,3 +182,17 @@ def test_the_turn_is_its_own_proof(tmp_path: Path) -> None:
     assert volume.image.shape == (4, 3, 2)
     assert volume.image.tolist() == apply_orientation(image, turn).tolist()
     assert volume.image[0, 0, 0] == image[-1, -1, -1]
+
+
+def test_a_binary_case_has_one_class(tmp_path: Path) -> None:
+    """Whatever a mask tells apart is class 1; what is no label at all is still refused."""
+    image, label = scan()
+    label[0, 0, 0] = 200
+    case = replace(write_case(tmp_path / "case", image, label), binary=True)
+    assert load_volume(case, 1).label.tolist() == (label > 0).tolist()
+    for value in (0.5, -1.0, np.nan, np.inf):
+        broken = label.astype(np.float32)
+        broken[0, 0, 0] = value
+        case = replace(write_case(tmp_path / "case", image, broken), binary=True)
+        with pytest.raises(DataError, match="unknown labels"):
+            load_volume(case, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from layout_files import write_prostate
 from PIL import Image
 
 from flap_nvflare.adapter.update import load_update, save_update
@@ -256,6 +257,16 @@ def test_an_adapter_by_itself_is_scored_beside_its_file(
     assert "not known without --local" in shown
     assert main([*asked, "--local"]) == 1
     assert "name the folder of a run" in capsys.readouterr().err
+
+
+def test_scans_in_another_layout(run: Path, tmp_path: Path) -> None:
+    root = write_prostate(tmp_path / "prostate", {"HK": [38, 40], "UCL": [1, 2, 3, 32]})
+    file = run / "adapter_best.safetensors"
+    out = ["--out", str(tmp_path / "out"), *CPU]
+    assert main(["evaluate", str(file), "--data-root", str(root), *out]) == 0
+    scored = read(tmp_path / "out")["models"]["adapter_best"]["sites"]
+    cases = {site: [case["case"] for case in score["cases"]] for site, score in scored.items()}
+    assert cases == {"HK": ["HK-Case38"], "UCL": ["UCL-Case01", "UCL-Case32"]}
 
 
 def test_an_adapter_by_scan_is_scored_and_drawn_without_a_window_of_the_site(

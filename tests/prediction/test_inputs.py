@@ -49,6 +49,11 @@ def test_the_scans_below_a_folder(tmp_path: Path) -> None:
     assert names == ["a", "b", "case_00001/imaging", "other/segmentation"]
 
 
+def test_masks_of_a_known_layout_are_no_scans(tmp_path: Path) -> None:
+    touch(tmp_path, "HK/Case38.nii.gz", "HK/Case38_segmentation.nii.gz")
+    assert [one.name for one in find_inputs(tmp_path)] == ["HK/Case38"]
+
+
 def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "a.nii.gz")
     with pytest.raises(DataError, match=r"a\.nii\.gz: would share its mask with .*a\.nii"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from layout_files import write_prostate
 from scan_files import write_sites
 
 from flap_nvflare.settings import Federation
@@ -102,6 +103,16 @@ def test_masks_that_show_nothing(root: Path) -> None:
     assert findings[-1].name == "labels"
     assert findings[-1].ok is False
     assert findings[-1].found == "kidney in 0 cases, tumour in 0 cases"
+
+
+def test_scans_in_another_layout(tmp_path: Path) -> None:
+    root = write_prostate(tmp_path / "prostate", {"HK": [38, 39, 40], "UCL": [1, 2, 3]})
+    settings = Federation(class_names=("prostate",), validation_fraction=0.0)
+    scans = Scans()
+    found = list(check_cases(root, "", settings, 1, scans)) + list(check_scans(settings, scans))
+    assert [finding.ok for finding in found] == [True] * 4
+    assert found[0].found.startswith("site HK: 2 training, 0 validation, 1 test")
+    assert found[-1].found == "prostate in 6 cases"
 
 
 def test_a_scan_that_has_no_window_of_its_own(root: Path) -> None:
