@@ -73,10 +73,10 @@ class Plot:
         """
         if path.suffix not in _FORMATS:
             raise ValueError(f"{path}: plots are written as one of {_FORMATS}")
-        about = {"Title": self.title, "Description": self.description}
+        said = {"Title": self.title, "Description": self.description}
         # None leaves out what changes from day to day and with matplotlib's version.
         unsaid = ("Date", "Creator") if path.suffix == ".svg" else ("Software",)
-        metadata: dict[str, Any] = {**about, **dict.fromkeys(unsaid)}
+        metadata: dict[str, Any] = {**said, **dict.fromkeys(unsaid)}
         with style():
             self.figure.savefig(path, dpi=1600 / WIDTH, metadata=metadata)
 

@@ -87,18 +87,13 @@ def dice(cell: Cell, name: str) -> float | None:
 def gain(cell: Cell, cells: Sequence[Cell]) -> float | None:
     """A federation's mean Dice less that of its sites alone; None if nobody has trained alone.
 
-    The partner among `cells` has the same seed and values; where several have, as rows of their
-    own name may, the one with the same settings.
+    The partner among `cells` has the same seed, method and values; where several have, as rows of
+    their own name may, the one with the same settings.
     """
     if cell["mode"] != FEDERATED:
         return None
-    partners = [
-        other
-        for other in cells
-        if other["mode"] == ALONE
-        and other["seed"] == cell["seed"]
-        and _point(other) == _point(cell)
-    ]
+    alone = [one for one in cells if one["mode"] == ALONE]
+    partners = [one for one in alone if _partner_key(one) == _partner_key(cell)]
     if len(partners) > 1:
         settings = _text(cell["federation"])
         partners = [one for one in partners if _text(one["federation"]) == settings]
@@ -172,9 +167,10 @@ def _differs(groups: Sequence[Group], axis: str) -> bool:
     return len({_text(group.varied.get(axis)) for group in groups}) > 1
 
 
-def _point(cell: Cell) -> str:
-    """The values without the mode, which a grid may vary as well."""
-    return _text({axis: value for axis, value in cell["varied"].items() if axis != MODE})
+def _partner_key(cell: Cell) -> str:
+    """What a federation and its sites alone have in common; a grid may vary the mode as well."""
+    values = {axis: value for axis, value in cell["varied"].items() if axis != MODE}
+    return _text([cell["seed"], cell["federation"].get("method"), values])
 
 
 def _text(value: Any) -> str:

@@ -27,10 +27,10 @@ COLUMNS = (
 SPREADS = ("interval", "deviation")
 # Kinds of plots, and what each may be told.
 PLOTS: Mapping[str, tuple[str, ...]] = {
-    "lines": ("x", "series", "of"),
+    "lines": ("x", "series", "of", "x_title"),
     "bars": ("of",),
     "matrix": (),
-    "figure_one": (),
+    "figure_one": ("by",),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from made_up_cells import WIRE, cell
 
+from flap_nvflare.experiments import plots, show
 from flap_nvflare.experiments.drawing import spread_apart
 from flap_nvflare.experiments.lines import powers
 from flap_nvflare.experiments.paper import PAPER
@@ -266,6 +268,12 @@ def test_nothing_to_draw_is_said(kind: str) -> None:
     unknown = cell(None, varied={"data.train": 4, "method": "flap"})
     with pytest.raises(ValueError, match=r"nothing to draw|no cell was scored"):
         DRAWN[kind]([unknown])
+
+
+def test_plots_take_what_a_grid_may_tell_them() -> None:
+    for kind, options in show.PLOTS.items():
+        known = inspect.signature(getattr(plots, kind)).parameters
+        assert set(options) <= set(known), kind
 
 
 def test_wrong_calls_are_named(tmp_path: Path) -> None:

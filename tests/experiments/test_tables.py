@@ -8,6 +8,7 @@ import pytest
 from made_up_cells import cell
 
 from flap_nvflare.experiments.groups import gain, grouped, labels
+from flap_nvflare.experiments.show import COLUMNS
 from flap_nvflare.experiments.tables import points_text, table
 
 
@@ -61,9 +62,9 @@ def test_gain_is_paired_by_seed_and_values() -> None:
     ]
 
 
-def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_settings() -> None:
-    def settings(method: str) -> dict[str, Any]:
-        return {"federation": {"method": method, "rounds": 4}}
+def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_method() -> None:
+    def settings(method: str, rule: str = "svd") -> dict[str, Any]:
+        return {"federation": {"method": method, "rule": rule, "rounds": 4}}
 
     full = cell(0.5, name="full", **settings("full"))
     alone = [
@@ -71,9 +72,14 @@ def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_settings() -> 
         cell(0.30, name="flap alone", mode="alone", **settings("flap")),
     ]
     assert gain(full, [full, *alone]) == pytest.approx(0.05)
-    # A single row alone serves all; of several none with the same settings, nobody can say.
-    assert gain(full, [full, alone[1]]) == pytest.approx(0.20)
-    assert gain(full, [full, alone[1], {**alone[1], "name": "again"}]) is None
+    assert gain(full, [full, alone[1]]) is None
+    # A rule is nothing to sites alone, so one row of them serves all.
+    mean = cell(0.5, name="mean", **settings("full", "mean"))
+    assert gain(mean, [mean, *alone]) == pytest.approx(0.05)
+    # Of several the one with the same settings; of several none with them, nobody can say.
+    again = cell(0.35, name="again", mode="alone", **settings("full", "mean"))
+    assert gain(mean, [mean, *alone, again]) == pytest.approx(0.15)
+    assert gain(mean, [mean, *alone, {**alone[0], "name": "again"}]) is None
 
 
 def test_a_loss_has_a_minus_and_missing_partners_are_counted() -> None:
@@ -130,6 +136,11 @@ def test_scans_of_a_folder_are_not_called_synthetic_unless_the_cell_says_so() ->
     assert "ynthetic" not in table([cell(0.5, data={"root": "/scans"})], ["mean"])
     marked = cell(0.5, data={"root": "/demo", "synthetic": True})
     assert "Synthetic scans." in table([marked], ["mean"])
+
+
+def test_every_column_that_a_grid_may_ask_for_is_there() -> None:
+    head, _ = rows(table([cell(0.5, elsewhere={"far": {"mean": 0.2}})], COLUMNS))
+    assert len(head) == 2 + len(COLUMNS) + 1  # who and seeds; `classes` are two
 
 
 def test_names_do_not_break_the_table() -> None:
