@@ -47,6 +47,20 @@ def test_phantom_writes_the_layout_of_kits(tmp_path: Path) -> None:
     assert list((tmp_path / "scans").glob("case_*/imaging.nii.gz"))
 
 
+def test_phantom_takes_a_number_of_sites_and_of_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = ["--sites", "2", "--train", "1", "--test", "1"]
+    knobs = [*counts, "--modality", "mr", "--labels", "2", "--seed", "3"]
+    assert main(["phantom", str(tmp_path), *knobs]) == 0
+    shown = capsys.readouterr()
+    assert "S001, S002" in shown.out
+    assert shown.err == ""
+    assert len(list(tmp_path.glob("case_S00?_?000/segmentation.nii.gz"))) == 4
+    manifest = json.loads((tmp_path / "PHANTOM.json").read_text())
+    assert (manifest["modality"], manifest["labels"], manifest["sites"]) == ("mr", 2.0, 2)
+
+
 @pytest.mark.parametrize(
     "arguments", [["count", "--image-size", "225"], ["phantom", "{real}"], ["count", "--rank", "0"]]
 )

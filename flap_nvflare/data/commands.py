@@ -46,6 +46,7 @@ def add_phantom(commands: argparse._SubParsersAction) -> None:
 
 
 def _phantom(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
     from rich.progress import Progress
 
     from flap_nvflare.data.phantoms import phantom_sites, write_phantoms
@@ -64,7 +65,8 @@ def _phantom(parsed: argparse.Namespace) -> None:
     letters = parsed.kind == "kits" and "," not in parsed.sites
     named = list(parsed.sites if letters else parsed.sites.split(","))
     only = None if number or not parsed.sites else named
-    with Progress() as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("Synthetic scans", total=None)
         write_phantoms(
             parsed.out,

@@ -91,6 +91,5 @@ def _settings(lines: list[str]) -> Mapping[str, Any]:
     import yaml
 
     return {
-        name: yaml.safe_load(value)
-        for name, _, value in (text.partition("=") for text in lines)
+        name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in lines)
     }

@@ -22,7 +22,7 @@ from flap_nvflare.experiments.drawing import (
 from flap_nvflare.experiments.groups import FEDERATED, Cell, Group, grouped
 from flap_nvflare.experiments.paper import FEDERATION, PAPER, PaperRow
 from flap_nvflare.experiments.spread import spread
-from flap_nvflare.experiments.tables import interval_text, reduction
+from flap_nvflare.experiments.tables import interval_text, points_text, reduction
 from flap_nvflare.settings import METHODS
 
 if TYPE_CHECKING:
@@ -151,7 +151,10 @@ def _draw(axes: Axes, panel: _Panel) -> None:
     for point in panel.points:
         colour, marker = _look(point.method)
         axes.vlines(point.reduction, point.low, point.high, color=colour, linewidth=1.2)
-        axes.plot(point.reduction, point.dice, color=colour, marker=marker, markersize=8)
+        # Not cut off at the axis where the Dice is 0.
+        axes.plot(
+            point.reduction, point.dice, color=colour, marker=marker, markersize=8, clip_on=False
+        )
     if panel.points:
         axes.set_ylim(*dice_limits([(point.low, point.high) for point in panel.points]))
     if panel.left_out:
@@ -186,9 +189,9 @@ def _write_gains(axes: Axes, panel: _Panel) -> None:
     taken = [box(p.reduction, p.dice, p.dice, 4) for p in panel.points]
     taken += [box(p.reduction, p.low, p.high, 1) for p in panel.points]
     for point in panel.points:
-        text = "gain ?" if point.gain is None else f"{point.gain:+.1f}"
+        text = "gain ?" if point.gain is None else points_text(point.gain)
         shown = axes.annotate(
-            text.replace("-", "\N{MINUS SIGN}"),
+            text,
             (point.reduction, point.dice),
             _SIDES[0][0],
             textcoords="offset points",

@@ -174,7 +174,9 @@ def _grid(name: str, file: _File, settings: Mapping[str, Any]) -> Grid:
     _expect(file.engine in ENGINES, "engine", file.engine, f"one of {ENGINES}")
     seeds = file.seeds
     whole = all(type(seed) is int for seed in seeds)
-    _expect(bool(seeds) and whole and len(set(seeds)) == len(seeds), "seeds", seeds, "whole numbers")
+    _expect(
+        bool(seeds) and whole and len(set(seeds)) == len(seeds), "seeds", seeds, "whole numbers"
+    )
     for axis, choices in file.vary.items():
         fits = isinstance(choices, list) and choices
         _expect(bool(fits), f"vary: {axis}", choices, "a list of its values")
@@ -245,9 +247,7 @@ def _cell(
     federation = Federation.from_dict({**changes, "seed": seed})
     engine = file.engine if mode == "federated" else "process"
     data = _data(knobs)
-    return Cell(
-        row.name, mode, point, federation, data, row.attacks, test_on, engine, file.curve
-    )
+    return Cell(row.name, mode, point, federation, data, row.attacks, test_on, engine, file.curve)
 
 
 def _data(values: Any) -> Phantoms | Path:

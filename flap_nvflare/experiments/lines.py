@@ -171,7 +171,7 @@ def _draw_line(axes: Axes, line: _Line, colour: str, marker: str) -> None:
     xs = [place for place, _ in line.points]
     means = [100 * found.mean for _, found in line.points]
     lows, highs = zip(*(bounds(found) for _, found in line.points), strict=True)
-    axes.plot(xs, means, color=colour, marker=marker, linestyle=_DASHES[line.mode])
+    axes.plot(xs, means, color=colour, marker=marker, ls=_DASHES[line.mode], clip_on=False)
     if len(xs) == 1:
         axes.vlines(xs, lows, highs, color=colour, alpha=0.4)
     else:

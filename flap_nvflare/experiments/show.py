@@ -81,7 +81,7 @@ class Show:
             raise SettingsError(f"show: {sorted(extra)} is not allowed; expected {sorted(known)}")
         plots = {}
         for name, options in (values.get("plots") or {}).items():
-            kind = options.get("kind") if isinstance(options, Mapping) else None
+            kind = str(options.get("kind")) if isinstance(options, Mapping) else ""
             if kind not in PLOTS:
                 kinds = tuple(PLOTS)
                 raise SettingsError(f"show: plot {name!r} has kind {kind!r}, not one of {kinds}")

@@ -61,7 +61,9 @@ def simulate(
     runs = sorted((home / "runs" / _JOB).glob("*/cross_site.json"))
     if code or not runs:  # FLARE ends a refused job with 0
         last = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-        raise RuntimeError(f"{folder}: the run ended with {code}, its log with:\n" + "\n".join(last))
+        raise RuntimeError(
+            f"{folder}: the run ended with {code}, its log with:\n" + "\n".join(last)
+        )
     return {"seconds": round(seconds, 1), **read_run(runs[-1].parent, federation)}
 
 

@@ -183,10 +183,15 @@ def dice_text(values: Sequence[float | None], spread_as: str, signed: bool = Fal
     found = spread(values)
     if found is None:
         return NONE
-    mean = f"{100 * found.mean:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
+    mean = points_text(100 * found.mean) if signed else f"{100 * found.mean:.1f}"
     width = _width(found, spread_as)
     half = "" if width is None else f" ± {100 * width:.1f}"
     return mean + half + ("" if len(found.values) == len(values) else f" ({len(found.values)})")
+
+
+def points_text(value: float) -> str:
+    """A difference with its sign and one decimal; a true minus, and none before 0.0."""
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(values: Sequence[float | None]) -> str:

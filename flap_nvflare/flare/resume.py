@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flap_nvflare.adapter.ledger import DIRECTIONS
 from flap_nvflare.aggregation.server import ServerState
-from flap_nvflare.settings import RESUME_VARIABLE
 from flap_nvflare.flare.run import LAST, RunFolder
-from flap_nvflare.settings import Federation, SettingsError
+from flap_nvflare.settings import RESUME_VARIABLE, Federation, SettingsError
 
 if TYPE_CHECKING:
     from flap_nvflare.flare.job import ServerJob

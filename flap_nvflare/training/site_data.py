@@ -36,7 +36,8 @@ class SiteData:
     """The scans of one site, or of several pooled as if they were one.
 
     Pooling breaks what a federation is for and exists only as its baseline: a site named
-    `A+B` has the cases of A and B, each normalised by the window of its own site, or by its own.
+    `A+B` has the cases of A and B, each normalised by the window of its own site or, with
+    `grey_values` `scan`, by its own.
 
     Prepared cases and windows are kept in `Site.state_dir`/cache, where the site has one, and
     in memory. Reading, checking and resizing are done once for all rounds and processes.
@@ -90,7 +91,10 @@ class SiteData:
         return [case for name in self.names for case in self._load(name, split, should_stop)]
 
     def window(self, name: str, should_stop: Callable[[], bool] = never) -> Window:
-        """With `grey_values` `site` that of one of the pooled sites, from its training cases."""
+        """The window of one of the pooled sites, always from its training cases.
+
+        With `grey_values` `scan` nobody needs it: see `window_of`.
+        """
         if name not in self._windows:
             from flap_nvflare.data.prepared import read_window, window_key, write_window
             from flap_nvflare.data.window import foreground_window

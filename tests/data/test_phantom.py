@@ -110,6 +110,19 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, phantom_root: Path) 
     assert not np.array_equal(phantom_case("D", 0, 0)[0], phantom_case("D", 0, 1)[0])
 
 
+def test_the_default_cases_are_as_they_were() -> None:
+    """Drawing in another order would change them all; another machine's rounding a voxel or two."""
+    for case, kidney, tumour, mean, deviation in (
+        (("A", 0, 0, 1.0), 5965, 1121, -496.937, 488.029),
+        (("B", 1, 3, 3.0), 9318, 771, -548.244, 515.614),
+    ):
+        image, mask, _ = phantom_case(*case)
+        assert (mask == 1).sum() == pytest.approx(kidney, abs=3)
+        assert (mask == 2).sum() == pytest.approx(tumour, abs=3)
+        assert image.mean() == pytest.approx(mean, abs=0.05)
+        assert image.std() == pytest.approx(deviation, abs=0.05)
+
+
 def test_a_second_call_keeps_what_is_there(phantom_root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in phantom_root.glob("case_*/*")}
     heard: list[object] = []

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as components
 
+from flap_nvflare.cli import main
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.layouts import site_names
 from flap_nvflare.data.phantom_files import Drawn
@@ -26,9 +27,11 @@ from flap_nvflare.data.volume import load_volume
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Site IOP with one training and one test case."""
-    knobs = Phantoms("ixi", train=1, test=1)
-    return write_phantoms(tmp_path_factory.mktemp("ixi"), knobs, ["IOP"])
+    """Site IOP with one training and one test case, by the command."""
+    root = tmp_path_factory.mktemp("ixi")
+    knobs = ["--kind", "ixi", "--train", "1", "--test", "1", "--sites", "IOP"]
+    assert main(["phantom", str(root), *knobs]) == 0
+    return root
 
 
 @cache

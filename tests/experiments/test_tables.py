@@ -8,7 +8,7 @@ import pytest
 from made_up_cells import cell
 
 from flap_nvflare.experiments.groups import gain, grouped, labels
-from flap_nvflare.experiments.tables import table
+from flap_nvflare.experiments.tables import points_text, table
 
 
 def rows(text: str) -> list[list[str]]:
@@ -80,6 +80,11 @@ def test_a_loss_has_a_minus_and_missing_partners_are_counted() -> None:
     cells = [cell(0.30, seed) for seed in (0, 1, 2)]
     cells += [cell(0.31, seed, mode="alone") for seed in (0, 1)]
     assert rows(table(cells, ["gain"]))[1][1] == "\N{MINUS SIGN}1.0 ± 0.0 (2)"
+
+
+def test_next_to_nothing_has_no_minus() -> None:
+    assert points_text(-0.04) == "+0.0"
+    assert points_text(-0.06) == "\N{MINUS SIGN}0.1"
 
 
 def test_what_is_missing_is_a_dash() -> None:

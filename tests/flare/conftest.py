@@ -1,4 +1,4 @@
-"""Real FLARE simulations of the fed_kits job, made smaller by its one settings file."""
+"""Real FLARE simulations of a job, made smaller by its one settings file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from processes import stop
 
-JOB = Path(__file__).parents[2] / "jobs" / "fed_kits"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Simulation:
     folder: Path
     sites: Sequence[str] = ("A", "B")
     changes: dict[str, Any] = field(default_factory=dict)
+    name: str = "fed_kits"
 
     @property
     def home(self) -> Path:
@@ -33,9 +34,9 @@ class Simulation:
 
     def config(self, name: str) -> Path:
         """A file of the job's config, in a copy of the job made with the changed settings."""
-        job = self.folder / "fed_kits"
+        job = self.folder / self.name
         if not job.exists():
-            shutil.copytree(JOB, job)
+            shutil.copytree(JOBS / self.name, job)
             settings = job / "app" / "config" / "federation.yaml"
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             settings.write_text(yaml.safe_dump({**values, **self.changes}), encoding="utf-8")
@@ -85,7 +86,7 @@ class Simulation:
             process.wait(timeout)
         finally:
             stop(process)
-        runs = sorted((self.home / "runs" / "fed_kits").glob("*"))
+        runs = sorted((self.home / "runs" / self.name).glob("*"))
         assert runs, self.output()[-3000:]
         return runs[-1]
 
@@ -101,8 +102,8 @@ class Simulation:
 
 @pytest.fixture
 def simulation(tmp_path: Path) -> Callable[..., Simulation]:
-    def make(name: str = "first", **values: Any) -> Simulation:
-        folder = tmp_path / name
+    def make(folder_name: str = "first", **values: Any) -> Simulation:
+        folder = tmp_path / folder_name
         folder.mkdir()
         return Simulation(folder, **values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,6 @@ from paths import TRAVERSALS
 
 from flap_nvflare.data.phantoms import Phantoms, phantom_sites
 from flap_nvflare.flare.context import job_name
-from flap_nvflare.sam.tuning import count
 from flap_nvflare.settings import Federation, SettingsError
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -65,13 +65,14 @@ def test_a_job_is_sent_to_the_sites_whose_scans_the_demo_draws(kind: str) -> Non
     assert meta["deploy_map"] == {"app": ["server", *sites], "simulator": []}
 
 
-def test_with_sams_weights_a_job_of_one_class_is_the_papers() -> None:
-    values = settings("ixi")
+@pytest.mark.parametrize(("kind", "classes"), [("kits", 2), ("ixi", 1), ("prostate", 1)])
+def test_with_sams_weights_a_job_is_the_papers(kind: str, classes: int) -> None:
+    """So many classes that `flap-nvflare count` gives the paper's parameters, as tested there."""
+    values = settings(kind)
     known = {"FLAP_SAM_CHECKPOINT": "sam_vit_b_01ec64.pth"}
     federation = Federation.of_profile(values.pop("profile"), values, known)
-    rows = count(federation.arch, federation.image_size, federation.classes, federation.rank)
-    (row,) = (row for row in rows if row.method == federation.method)
-    assert row.parameters == 1_712_488
+    ours = (federation.arch, federation.image_size, federation.classes, federation.rank)
+    assert (*ours, federation.method) == ("vit_b", 224, classes, 32, "flap")
 
 
 def context(folder: Path) -> FLContext:
@@ -98,3 +99,16 @@ def test_a_job_without_a_name_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "meta.json").write_text(text)
     with pytest.raises(SettingsError, match="names no job"):
         job_name(context(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_federation_of_brains_runs_to_its_end_on_its_own_demo(simulation: Callable) -> None:
+    changes = {"rounds": 1, "image_size": 32, "local_epochs": 1, "cross_site": "global"}
+    brains = simulation("brains", sites=("IOP",), changes=changes, name="fed_ixi")
+    run = brains.run()
+    (line,) = brains.lines(run)
+    assert line["sites"]["IOP"]["synthetic"]
+    scores = json.loads((run / "cross_site.json").read_text())["last"]
+    assert scores["IOP"]["class_names"] == ["brain"]
+    settings = json.loads((run / "run.json").read_text())["federation"]
+    assert (settings["class_names"], settings["grey_values"]) == (["brain"], "scan")
