@@ -29,7 +29,7 @@ from flap_nvflare.data.entries import Entry
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.tables import read_rows
 
-# The first of these are what a hospital's own `site_data.py` and older code look for here.
+# What `cases` defines is named here as well: a hospital's own `site_data.py` may take it from here.
 __all__ = [
     "IMAGE",
     "LABEL",

@@ -112,7 +112,7 @@ def prepare(asked: Asked, watch: Watch = iter) -> Preparation:
     Raises:
         DataError: if the root has not the layout, a table or description cannot be used, or the
             cases are of no site.
-        OSError: if the table cannot be written.
+        OSError: if the table cannot be written, and training would read other sites without it.
     """
     layout = _layout(asked)
     found = Preparation(layout, is_synthetic(asked.root), layout.class_names(asked.root))
@@ -242,7 +242,13 @@ def _keep(asked: Asked, entries: Sequence[Entry], found: Preparation) -> None:
     """Writes the table of sites, unless one is there that a person may have edited."""
     if (asked.root / SITES).exists() and not asked.force:
         return
-    path = write_sites(asked.root, ((entry.name, entry.site, entry.split) for entry in entries))
+    try:
+        path = write_sites(asked.root, ((entry.name, entry.site, entry.split) for entry in entries))
+    except OSError as error:
+        if asked.site or asked.force:  # training would read other sites than were asked for
+            raise
+        found.notes.append(f"{asked.root / SITES} was not written ({error}); training does without")
+        return
     found.notes.append(f"wrote {path}; edit it to move cases between sites and splits")
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from scan_files import write_sites as write_kits
 
 from flap_nvflare.cli import main
+from flap_nvflare.data import preparation
 from flap_nvflare.data.layouts import LAYOUTS, site_names
 from flap_nvflare.data.prepare_commands import LAYOUTS as OFFERED
 
@@ -198,6 +199,22 @@ def test_kits_has_a_table_of_its_own(tmp_path: Path, capsys: Capture) -> None:
         "expected case_00005/segmentation.nii.gz",
     ]
     assert "table" in Said(capsys, "kits", root, "--site", "A").err
+
+
+def test_a_root_that_cannot_be_written(
+    root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(preparation, "write_sites", full)
+    said = Said(capsys, "prostate", root)
+    assert said.code == 0
+    assert "Read-only file system); training does without" in said.out
+    other = write_nnunet(tmp_path / "set", ["a", "b"])
+    said = Said(capsys, "nnunet", other, "--site", "munich")
+    assert said.code == 1
+    assert "Read-only file system" in said.err
 
 
 def test_phantoms_are_named_and_left_as_they_are(root: Path, capsys: Capture) -> None:
