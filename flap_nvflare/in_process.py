@@ -161,7 +161,7 @@ def run(
 
     Args:
         mode: `federated`, `alone` (each site by itself, the same number of steps) or `pooled`
-            (all training cases in one place, each volume with its own site's window).
+            (all training cases in one place, each with its own site's grey values).
         federation: the settings; `rounds` x `local_epochs` passes in every mode.
         data_root: folder in a layout of `data.layouts`.
         sites: names of the sites.
