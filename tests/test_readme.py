@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flap_nvflare.experiments.grid import find_grid
 from flap_nvflare.sam.checkpoint import PACKAGED, file_sha256
 from flap_nvflare.sam.tuning import count
 from flap_nvflare.settings import Federation
@@ -55,12 +56,21 @@ def test_every_module_and_test_that_a_page_runs_is_there() -> None:
     assert all((ROOT / path).is_file() for path in paths)
 
 
-def test_every_setting_it_changes_exists() -> None:
+def test_every_setting_that_a_page_changes_exists() -> None:
+    whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     names = {
-        name for line in re.findall(r"--set (.+)", README) for name in re.findall(r"(\w+)=", line)
+        name for line in re.findall(r"--set ([^`\n]+)", whole) for name in re.findall(r"(\w+)=", line)
     }
     assert names
     assert names <= set(Federation().to_dict())
+
+
+def test_every_grid_that_a_page_runs_is_there() -> None:
+    whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = set(re.findall(r"flap-nvflare experiment ([a-z_]+)\b(?!\.)", whole))
+    assert {"methods", "pretraining", "speed", "figure_one"} <= names
+    for name in names:
+        assert find_grid(name).is_file()
 
 
 def test_the_weights_are_those_it_names() -> None:
