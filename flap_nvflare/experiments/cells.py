@@ -62,18 +62,23 @@ def kept(cell: Cell, desk: Desk) -> dict[str, Any] | None:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return None
-    wanted = cell.made_with()
     try:
-        found = _comparable(figures)
+        different = same(figures, cell)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(f"{path}: holds no cell ({error!r}); remove its folder") from error
-    different = [name for name, value in wanted.items() if found.get(name) != value]
     if different:
         raise SettingsError(
-            f"{path}: was made with another {different[0]}; name another folder by --out, or "
-            "remove this one"
+            f"{path}: was made with another {different}; name another folder by --out, or remove "
+            "this one"
         )
     return None if cell.curve and "history" not in figures else figures
+
+
+def same(figures: Mapping[str, Any], cell: Cell) -> str | None:
+    """What the figures were made with otherwise than the cell asks; None if they are the cell's."""
+    found = _comparable(figures)
+    wanted = cell.made_with().items()
+    return next((name for name, value in wanted if found.get(name) != value), None)
 
 
 def _comparable(figures: Mapping[str, Any]) -> dict[str, Any]:
