@@ -17,6 +17,7 @@ settings, mode and hostile sites; with `vary` as well, each row is run for every
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +25,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flap_nvflare.attack import ATTACKS
 from flap_nvflare.data.phantoms import Phantoms
+from flap_nvflare.experiments.grid_file import GridFile, Row, expect, named
+from flap_nvflare.experiments.groups import ALONE, DATA, FEDERATED, MODE, MODES, WORST
 from flap_nvflare.experiments.show import Show
 from flap_nvflare.settings import Federation, SettingsError
 
-MODES = ("federated", "alone", "pooled")
-ENGINES = ("process", "simulator")
-DATA = "data."  # before an axis that is a knob of the phantoms
-MODE = "mode"
+PROCESS, SIMULATOR = "process", "simulator"
+ENGINES = (PROCESS, SIMULATOR)
 GRIDS = Path(__file__).parent / "grids"
+_LONGEST = 120  # characters of a folder's name; a file system takes 255 bytes
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,20 @@ class Cell:
     data: Phantoms | Path
     attacks: Mapping[str, str] = field(default_factory=dict)
     test_on: Mapping[str, Phantoms | Path] = field(default_factory=dict)
-    engine: str = "process"
+    engine: str = PROCESS
     curve: bool = False
 
     @property
     def folder(self) -> str:
-        """Name of its folder: readable, and another one for every cell of a grid."""
+        """Name of its folder: readable, short, and another one for every cell of a grid."""
         parts = [self.name] if self.name else []
         parts += [f"{key.removeprefix(DATA)}={value}" for key, value in self.varied.items()]
         parts.append(f"seed={self.federation.seed}")
-        return re.sub(r"[^\w.=+-]+", "_", "_".join(parts))
+        whole = "_".join(parts)
+        plain = re.sub(r"[^\w.=+-]+", "_", whole)
+        if len(plain) <= _LONGEST:
+            return plain
+        return f"{plain[:_LONGEST]}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
     def made_with(self) -> dict[str, Any]:
         """All that decides its figures, as plain values."""
@@ -133,85 +137,27 @@ def read_grid(path: Path, settings: Mapping[str, Any] | None = None) -> Grid:
         SettingsError: naming the file, what is wrong in it and what is expected.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
-    try:
-        return _grid(path.stem, _File.of(values), settings or {})
+        return _grid(path.stem, GridFile.read(path), settings or {})
     except (SettingsError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-@dataclass(frozen=True)
-class _File:
-    """The lines of a file of experiments, of the right types."""
-
-    about: str = ""
-    engine: str = "process"
-    data: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    vary: Mapping[str, Any] = field(default_factory=dict)
-    follow: Mapping[str, Any] = field(default_factory=dict)
-    rows: Mapping[str, Any] = field(default_factory=dict)
-    test_on: Mapping[str, Any] = field(default_factory=dict)
-    seeds: Sequence[int] = (0, 1, 2)
-    curve: bool = False
-    show: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, values: Any) -> _File:
-        defaults = {one.name: getattr(cls(), one.name) for one in dataclasses.fields(cls)}
-        _expect(isinstance(values, Mapping), "the file", values, "lines of 'name: value'")
-        for name, value in values.items():
-            _expect(name in defaults, "line", name, f"one of {tuple(defaults)}")
-            default = defaults[name]
-            kind = list if isinstance(default, tuple) else type(default)
-            _expect(isinstance(value, kind), name, value, f"a value of type {kind.__name__}")
-        return cls(**values)
-
-
-def _grid(name: str, file: _File, settings: Mapping[str, Any]) -> Grid:
-    _expect(file.engine in ENGINES, "engine", file.engine, f"one of {ENGINES}")
-    seeds = file.seeds
-    whole = all(type(seed) is int for seed in seeds)
-    _expect(
-        bool(seeds) and whole and len(set(seeds)) == len(seeds), "seeds", seeds, "whole numbers"
-    )
-    for axis, choices in file.vary.items():
-        fits = isinstance(choices, list) and choices
-        _expect(bool(fits), f"vary: {axis}", choices, "a list of its values")
-    for axis in file.follow:
-        _expect(axis in file.vary, "follow", axis, f"one of the axes {tuple(file.vary)}")
-    test_on = {name: _data(values) for name, values in file.test_on.items()}
-    cells = [
+def _grid(name: str, file: GridFile, settings: Mapping[str, Any]) -> Grid:
+    expect(file.engine in ENGINES, "engine", file.engine, f"one of {ENGINES}")
+    for changed in settings:
+        own = changed in file.vary or all(changed in row.settings for row in file.each_row())
+        expect(not own, "--set", changed, "what the grid does not say for every cell by itself")
+    test_on = {key: _data(values) for key, values in file.test_on.items()}
+    cells = tuple(
         _cell(file, settings, row, point, seed, test_on)
-        for seed in seeds
-        for row in _rows(file)
+        for seed in file.seeds
+        for row in file.each_row()
         for point in _points(file.vary)
-    ]
+    )
     _refuse_twins(cells)
-    return Grid(name, file.about, tuple(cells), Show.of(file.show))
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One named way to train."""
-
-    name: str = ""
-    mode: str = "federated"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    attacks: Mapping[str, str] = field(default_factory=dict)
-
-
-def _rows(file: _File) -> Iterator[_Row]:
-    if not file.rows:
-        yield _Row()
-    for name, values in file.rows.items():
-        values = values or {}
-        _expect(isinstance(values, Mapping), f"rows: {name}", values, "lines of 'name: value'")
-        extra = set(values) - {"mode", "settings", "attacks"}
-        _expect(not extra, f"rows: {name}", sorted(extra), "mode, settings or attacks")
-        yield _Row(str(name), **values)
+    show = Show.of(file.show)
+    _check_plots(show, file, cells)
+    return Grid(name, file.about, cells, show)
 
 
 def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -220,9 +166,9 @@ def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _cell(
-    file: _File,
+    file: GridFile,
     settings: Mapping[str, Any],
-    row: _Row,
+    row: Row,
     point: Mapping[str, Any],
     seed: int,
     test_on: Mapping[str, Phantoms | Path],
@@ -230,35 +176,69 @@ def _cell(
     changes = {**file.settings, **settings, **row.settings}
     knobs, mode = dict(file.data), row.mode
     for axis, value in point.items():
-        following = (file.follow.get(axis) or {}).get(value) or {}
-        _expect(isinstance(following, Mapping), f"follow: {axis}", following, "settings by value")
-        for name, one in {axis: value, **following}.items():
+        for name, one in {axis: value, **file.following(axis, value)}.items():
             if name.startswith(DATA):
                 knobs[name.removeprefix(DATA)] = one
             elif name == MODE:
                 mode = one
             else:
                 changes[name] = one
-    _expect("seed" not in changes, "setting seed", changes.get("seed"), "it under `seeds`")
-    _expect(mode in MODES, MODE, mode, f"one of {MODES}")
-    for site, kind in row.attacks.items():
-        _expect(kind in ATTACKS, f"attacks of site {site}", kind, f"one of {ATTACKS}")
-    _expect(mode == "federated" or not row.attacks, "attacks", mode, "mode federated beside them")
+    expect("seed" not in changes, "setting seed", changes.get("seed"), "it under `seeds`")
+    expect(mode in tuple(MODES), MODE, mode, f"one of {tuple(MODES)}")
     federation = Federation.from_dict({**changes, "seed": seed})
-    engine = file.engine if mode == "federated" else "process"
+    engine = file.engine if mode == FEDERATED else PROCESS
     data = _data(knobs)
-    return Cell(row.name, mode, point, federation, data, row.attacks, test_on, engine, file.curve)
+    cell = Cell(row.name, mode, point, federation, data, row.attacks, test_on, engine, file.curve)
+    _check_possible(cell)
+    return cell
+
+
+def _check_possible(cell: Cell) -> None:
+    """Refuses what the cell's mode or engine would leave out, or could not do."""
+    for site, kind in cell.attacks.items():
+        expect(kind in ATTACKS, f"attacks of site {site}", kind, f"one of {ATTACKS}")
+    federated, simulated = cell.mode == FEDERATED, cell.engine == SIMULATOR
+    expect(federated or not cell.attacks, "attacks", cell.mode, "mode federated beside them")
+    expect(cell.mode != ALONE or not cell.test_on, "test_on", ALONE, "another mode beside it")
+    for name in ("attacks", "test_on", "curve"):
+        asked = bool(getattr(cell, name))
+        expect(not (simulated and asked), "engine", SIMULATOR, f"engine: {PROCESS} for {name}")
+    encryption = cell.federation.encryption
+    plain = simulated or encryption == "none"
+    expect(plain, "setting encryption", encryption, f"'none', or engine: {SIMULATOR}")
+
+
+def _check_plots(show: Show, file: GridFile, cells: Sequence[Cell]) -> None:
+    """Refuses before the training what could not be drawn after it."""
+    classes = {name for cell in cells for name in cell.federation.class_names}
+    figures = ("mean", WORST, *sorted(classes))
+    for name, plot in show.plots.items():
+        what = f"show: plot {name}"
+        for option in ("x", "series", "by"):
+            axis = plot.options.get(option)
+            lacks = axis is None and not (option == "x" and plot.kind == "lines")
+            expected = f"one of the axes {tuple(file.vary)}"
+            expect(lacks or axis in tuple(file.vary), f"{what}: {option}", axis, expected)
+        of = plot.options.get("of", "mean")
+        for one in of if isinstance(of, list) and plot.kind == "bars" else [of]:
+            expect(one in figures, f"{what}: of", one, f"one of {figures}")
+        tests = plot.kind != "matrix" or bool(file.test_on)
+        expect(tests, what, plot.kind, "further data in test_on for it")
 
 
 def _data(values: Any) -> Phantoms | Path:
     """The phantoms of these knobs, or a folder of scans."""
-    _expect(isinstance(values, Mapping), "data", values, "root: FOLDER, or knobs of the phantoms")
+    values = named("data", values)
     if "root" in values:
-        _expect(len(values) == 1, "data", sorted(values), "root alone: its scans are as they are")
-        return Path(str(values["root"])).expanduser()
-    known = {one.name for one in dataclasses.fields(Phantoms)}
-    for name in values:
-        _expect(name in known, "data", name, f"root, or one of {sorted(known)}")
+        expect(len(values) == 1, "data", sorted(values), "root alone: its scans are as they are")
+        return Path(str(values["root"])).expanduser().absolute()
+    known = {one.name: one.default for one in dataclasses.fields(Phantoms)}
+    for name, value in values.items():
+        expect(name in known, "data", name, f"root, or one of {sorted(known)}")
+        kinds = (int, float) if isinstance(known[name], float) else (type(known[name]),)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        expect(fits, f"data: {name}", value, f"a value like {known[name]!r}")
+        values[name] = kinds[-1](value)
     return Phantoms(**values)
 
 
@@ -268,8 +248,3 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         if cell.folder in seen:
             raise SettingsError(f"two cells are {cell.folder!r}; give their rows other names")
         seen[cell.folder] = cell
-
-
-def _expect(holds: bool, what: str, value: object, expected: str) -> None:
-    if not holds:
-        raise SettingsError(f"{what}: {str(value)[:200]!r} is not allowed; expected {expected}")

@@ -17,7 +17,7 @@ FEDERATED, ALONE, POOLED = "federated", "alone", "pooled"
 MODES = {FEDERATED: "federated", ALONE: "each site alone", POOLED: "pooled data"}  # as shown
 MODE = "mode"  # may be an axis as well
 WORST = "worst site"
-_DATA = "data."  # before an axis that is a knob of the scans
+DATA = "data."  # before an axis that is a knob of the scans
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def axes(groups: Sequence[Group]) -> list[str]:
 
 def axis_title(name: str) -> str:
     """An axis as a reader wants it: "lora_blocks" as "lora blocks", "data.train" as "train"."""
-    return name.removeprefix(_DATA).replace("_", " ")
+    return name.removeprefix(DATA).replace("_", " ")
 
 
 def value_text(axis: str, value: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flap_nvflare.experiments.grid_file import expect, named
 from flap_nvflare.settings import SettingsError
 
 COLUMNS = (
@@ -32,6 +34,7 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
     "matrix": (),
     "figure_one": ("by",),
 }
+_NAME = re.compile(r"\w[\w.-]{0,63}")  # it becomes a file's
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Show:
         if extra := set(values) - known:
             raise SettingsError(f"show: {sorted(extra)} is not allowed; expected {sorted(known)}")
         plots = {}
-        for name, options in (values.get("plots") or {}).items():
+        for name, options in named("show: plots", values.get("plots")).items():
+            expect(bool(_NAME.fullmatch(name)), "show: plot", name, "letters, digits, _, - and .")
             kind = str(options.get("kind")) if isinstance(options, Mapping) else ""
             if kind not in PLOTS:
                 kinds = tuple(PLOTS)
@@ -90,6 +94,7 @@ class Show:
                 if key not in PLOTS[kind]:
                     told = PLOTS[kind] or "no more than its kind"
                     raise SettingsError(f"show: plot {name!r} is told {key!r}, expected {told}")
-            plots[str(name)] = Plot(kind, rest)
-        columns = tuple(values.get("columns") or cls.columns)
-        return cls(columns, values.get("spread", cls.spread), plots)
+            plots[name] = Plot(kind, rest)
+        columns = values.get("columns") or list(cls.columns)
+        expect(isinstance(columns, list), "show: columns", columns, f"a list of {COLUMNS}")
+        return cls(tuple(columns), values.get("spread", cls.spread), plots)

@@ -22,10 +22,10 @@ from flap_nvflare.experiments.groups import (
     synthetic,
     value_text,
 )
+from flap_nvflare.experiments.show import SPREADS
 from flap_nvflare.experiments.spread import Spread, spread
 from flap_nvflare.report.units import NONE, digits, percent_text, seconds_text
 
-SPREADS = ("interval", "deviation")
 CLASSES, ELSEWHERE = "classes", "elsewhere"  # as many columns as there are
 _SPREAD_SAID = {
     "interval": "mean ± half of its 95 % confidence interval (Student's t) over the seeds",

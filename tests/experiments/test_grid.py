@@ -50,15 +50,48 @@ def test_every_value_meets_every_other_and_what_follows(tmp_path: Path) -> None:
 
 def test_rows_have_their_own_settings_and_changes_hold_for_all(tmp_path: Path) -> None:
     rows = {"plain": None, "hostile": {"settings": {"rule": "median"}, "attacks": {"B": "flip"}}}
-    path = written(tmp_path, rows=rows, seeds=[0], engine="simulator")
+    path = written(tmp_path, rows=rows, seeds=[0])
     plain, hostile = read_grid(path, {"rounds": 1, "rule": "mean"}).cells
     assert (plain.name, plain.federation.rule, plain.federation.rounds) == ("plain", "mean", 1)
     assert (hostile.federation.rule, dict(hostile.attacks)) == ("median", {"B": "flip"})
-    assert plain.engine == "simulator"
+
+
+def test_sites_that_are_numbers_are_names(tmp_path: Path) -> None:
+    rows = {"hostile": {"attacks": {26: "flip"}}}
+    (cell,) = read_grid(written(tmp_path, rows=rows, seeds=[0])).cells
+    assert dict(cell.attacks) == {"26": "flip"}
+
+
+def test_only_federations_go_through_the_simulator(tmp_path: Path) -> None:
+    vary = {"mode": ["federated", "alone", "pooled"]}
+    cells = read_grid(written(tmp_path, vary=vary, seeds=[0], engine="simulator")).cells
+    assert [cell.engine for cell in cells] == ["simulator", "process", "process"]
+
+
+def test_what_follows_is_found_by_value_not_by_its_writing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "data: {}\nsettings:\nseeds: [0]\n"
+        "vary: {data.difference: [0.0, 2], upload: [[int8], [int4]], augment: [yes, no]}\n"
+        "follow:\n"
+        "  data.difference: {0: {rounds: 7}, 2.0: {rounds: 8}}\n"
+        "  augment: {true: {augment_views: 3}}\n"
+    )
+    cells = read_grid(path).cells
+    assert [cell.federation.rounds for cell in cells] == [7] * 4 + [8] * 4
+    assert [cell.federation.augment_views for cell in cells] == [3, 0] * 4
+    assert cells[4].data == Phantoms(difference=2.0)
+
+
+def test_folders_stay_short_and_apart(tmp_path: Path) -> None:
+    ranks = [{f"site {place}": rank for place in range(40)} for rank in (4, 8)]
+    cells = read_grid(written(tmp_path, vary={"site_ranks": ranks}, seeds=[0])).cells
+    assert len({cell.folder for cell in cells}) == 2
+    assert all(len(cell.folder) < 140 for cell in cells)
 
 
 def test_scans_of_ones_own(tmp_path: Path) -> None:
-    path = written(tmp_path, data={"root": "/scans"}, test_on={"mr": {"seed": 4}}, seeds=[0])
+    path = written(tmp_path, data={"root": "/scans/"}, test_on={"mr": {"seed": 4}}, seeds=[0])
     (cell,) = read_grid(path).cells
     assert cell.data == Path("/scans")
     assert cell.test_on == {"mr": Phantoms(seed=4)}
@@ -88,6 +121,30 @@ def test_scans_of_ones_own(tmp_path: Path) -> None:
         ({"show": {"plots": {"x": {"kind": "pie"}}}}, "'pie'"),
         ({"show": {"colour": 1}}, "colour"),
         ({"settings": {"colour": 1}}, "colour"),
+        ({"settings": 3}, "settings: '3'"),
+        ({"vary": {"rank": [4, 4]}}, "vary: rank"),
+        ({"vary": {"rank": [4]}, "follow": {"rank": {8: {}}}}, "follow: rank: '8'"),
+        ({"vary": {"lora_blocks": [1]}, "follow": {"lora_blocks": {True: {}}}}, "'True'"),
+        ({"vary": {"rank": [4]}, "follow": {"rank": {4: 3}}}, "follow: rank: 4: '3'"),
+        ({"vary": {"rank": [4]}, "follow": {"rank": [4]}}, "follow: rank"),
+        ({"vary": {True: [4]}}, "True"),
+        ({"data": {"difference": "far"}}, "data: difference: 'far'"),
+        ({"data": {"sites": 2.5}}, "data: sites"),
+        ({"rows": {"a": {"settings": [1]}}}, "rows: a: settings"),
+        ({"rows": {"a": {"attacks": ["B"]}}}, "rows: a: attacks"),
+        # Under FLARE nobody would be hostile, and nothing scored on other data.
+        ({"engine": "simulator", "rows": {"a": {"attacks": {"B": "flip"}}}}, "for attacks"),
+        ({"engine": "simulator", "test_on": {"mr": {}}}, "for test_on"),
+        ({"engine": "simulator", "curve": True}, "for curve"),
+        ({"settings": {"encryption": "he"}}, "engine: simulator"),
+        ({"test_on": {"mr": {}}, "rows": {"a": {"mode": "alone"}}}, "test_on: 'alone'"),
+        ({"show": {"columns": "mean"}}, "show: columns: 'mean'"),
+        ({"show": {"plots": {"../x": {"kind": "bars"}}}}, "'../x'"),
+        ({"show": {"plots": {"x": {"kind": "lines"}}}}, "plot x: x: 'None'"),
+        ({"show": {"plots": {"x": {"kind": "lines", "x": "size"}}}}, "plot x: x: 'size'"),
+        ({"show": {"plots": {"x": {"kind": "figure_one", "by": "size"}}}}, "by: 'size'"),
+        ({"show": {"plots": {"x": {"kind": "bars", "of": ["mean", "lung"]}}}}, "'lung'"),
+        ({"show": {"plots": {"x": {"kind": "matrix"}}}}, "test_on"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(
@@ -107,6 +164,23 @@ def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
     path.write_text("- a")
     with pytest.raises(SettingsError, match="lines of 'name: value'"):
         read_grid(path)
+
+
+def test_what_stands_twice_is_not_taken_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("rows:\n  a: {settings: {rank: 4}}\n  a: {settings: {rank: 8}}\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml: .*'a' stands here twice(.|\n)*line 3"):
+        read_grid(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [{"vary": {"rank": [2, 4]}}, {"rows": {"a": {"settings": {"rank": 2}}}}],
+    ids=["axis", "row"],
+)
+def test_a_change_that_no_cell_would_take_is_refused(tmp_path: Path, lines: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"--set: 'rank'"):
+        read_grid(written(tmp_path, **lines), {"rank": 8})
 
 
 def test_the_packages_grids_are_found_by_name() -> None:
