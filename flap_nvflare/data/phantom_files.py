@@ -191,7 +191,8 @@ def _visible(folder: Path) -> set[str]:
 
 def _refuse_foreign(folder: Path, foreign: set[str]) -> None:
     if foreign:
+        named = ", ".join(sorted(foreign)[:3]) + (", …" if len(foreign) > 3 else "")
         raise DataError(
-            f"{folder}: holds {min(foreign)!r} and {len(foreign) - 1} more that are not synthetic; "
-            f"name an empty folder, real scans are never overwritten"
+            f"{folder}: holds what is not synthetic: {named}; move it out or name an empty folder, "
+            f"real scans are never overwritten"
         )

@@ -4,9 +4,9 @@
     ROOT/RUNMC/Case03_segmentation.nii.gz
     ROOT/BMC/Case03_Segmentation.nii.gz
 
-No patient's data: pelves are drawn from a seed. As in the real set some hospitals label the zones
-of the prostate (1 peripheral, 2 central), others the whole (1), two had a coil in the rectum, and
-the numbers of the test cases are the published ones.
+No patient's data: pelves are drawn from a seed. As in the real set some hospitals label two zones
+of the prostate, others the whole as 1, two had a coil in the rectum, and the numbers of the test
+cases are the published ones. Which zone is 1 does not matter: a reader takes both as one class.
 """
 
 from __future__ import annotations

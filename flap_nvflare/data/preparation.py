@@ -110,11 +110,12 @@ def prepare(asked: Asked, watch: Watch = iter) -> Preparation:
         watch: wraps the cases while they are read.
 
     Raises:
-        DataError: if the root has not the layout, a table or description cannot be used, or the
-            cases are of no site.
+        DataError: if the root has not the layout, a table or description cannot be used, the
+            cases are of no site, or what is asked for would change a folder of phantoms.
         OSError: if the table cannot be written, and training would read other sites without it.
     """
     layout = _layout(asked)
+    _refuse_phantoms(asked)
     found = Preparation(layout, is_synthetic(asked.root), layout.class_names(asked.root))
     entries = _entries(asked, layout, found)
     values: dict[str, list[np.ndarray]] = {}
@@ -162,6 +163,17 @@ def _layout(asked: Asked) -> Layout:
     return layout
 
 
+def _refuse_phantoms(asked: Asked) -> None:
+    """Into a folder of phantoms nothing is written: 'flap-nvflare phantom' takes it for its own."""
+    wanted = {"--site": asked.site, "--force": asked.force, "--copy-geometry": asked.copy_geometry}
+    given = [name for name, value in wanted.items() if value]
+    if given and is_synthetic(asked.root):
+        raise DataError(
+            f"{asked.root}: holds synthetic scans, to which nothing is added; leave out "
+            f"{', '.join(given)}"
+        )
+
+
 def _entries(asked: Asked, layout: Layout, found: Preparation) -> list[Entry]:
     """The cases with site and split, by the table that is there or as it will be written."""
     if asked.site and not CASE_NAME.fullmatch(asked.site):
@@ -182,7 +194,8 @@ def _entries(asked: Asked, layout: Layout, found: Preparation) -> list[Entry]:
     if kept:
         listed = placed(asked.root, entries, layout.name)
         left = sorted({entry.name for entry in entries} - {entry.name for entry in listed})
-        found.notes.append(f"{asked.root / SITES} is kept; --force writes it anew")
+        mend = "delete it to draw more scans" if found.synthetic else "--force writes it anew"
+        found.notes.append(f"{asked.root / SITES} is kept; {mend}")
         if left:
             found.notes.append(f"{len(left)} cases are not in it and are left out: {_some(left)}")
         return listed

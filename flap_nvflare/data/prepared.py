@@ -2,8 +2,8 @@
 
 All of this is the same for every round, so it is a chain of MONAI transforms whose result a
 `PersistentDataset` keeps on the site's disk. A process that starts later reads the result instead
-of the scan. HU are not kept. A case takes S x (5 S'^2) bytes and its deflated mask, 50 MB for 200
-slices at 224 pixels.
+of the scan. The scan's own values are not kept. A case takes S x (5 S'^2) bytes and its deflated
+mask, 50 MB for 200 slices at 224 pixels.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     ROOT/RUNMC/Case03_segmentation.nii.gz      also `_Segmentation`, also plain `.nii`
 
 The six folders may lie in one named `Processed_data_nii`, as they do when unzipped. Some masks tell
-the transition zone (1) from the peripheral zone (2), others do not: every label above 0 is the
-prostate. Source: Liu et al., Shape-aware Meta-learning, 2020 (https://liuquande.github.io/SAML/).
+zones of the prostate apart, as labels 1 and 2, others do not: every label above 0 is the prostate.
+Source: Liu et al., Shape-aware Meta-learning, 2020 (https://liuquande.github.io/SAML/).
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def check_values(path: Path, slabs: Iterable[np.ndarray]) -> None:
         low, high = min(low, float(slab.min())), max(high, float(slab.max()))
     if broken:
         raise DataError(
-            f"{path}: {broken} voxels are NaN or infinite; write the scan again with finite HU"
+            f"{path}: {broken} voxels are NaN or infinite; write the scan again with finite values"
         )
     if low == high:
         raise DataError(f"{path}: empty, every voxel is {low:g}; export the scan again")

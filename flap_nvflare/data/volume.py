@@ -1,4 +1,4 @@
-"""One case from its files: HU and mask with the slices first, the right way round.
+"""One case from its files: grey values and mask with the slices first, the right way round.
 
 In which order a file holds them, `data.scan` sorts out.
 """
@@ -25,7 +25,7 @@ class Volume:
 
     Attributes:
         name: name of the case.
-        image: (S, H, W) float32, HU.
+        image: (S, H, W) float32, grey values as the file has them: of CT in HU.
         label: (S, H, W) uint8, 0 is background.
         spacing: mm between neighbouring voxels along (S, H, W).
     """

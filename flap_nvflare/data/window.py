@@ -108,7 +108,7 @@ def foreground_window(volumes: Iterable[Volume]) -> Window:
     low, high = _ends(foreground, PERCENTILES)
     if low >= high:
         raise DataError(
-            f"the foreground of the training cases {names} has one value, {low:g} HU; "
+            f"the foreground of the training cases {names} has one value, {low:g}; "
             f"check that scans and masks belong together"
         )
     return _within(foreground, low, high)

@@ -96,7 +96,7 @@ def check_cases(
 
 
 def check_scans(federation: Federation, scans: Scans, watch: Watch = list) -> Iterator[Finding]:
-    """Header and voxels of every case: grids, spacing, direction, HU, labels.
+    """Header and voxels of every case: grids, spacing, direction, grey values, labels.
 
     A broken case is a finding of its own, so that one run names them all.
     """

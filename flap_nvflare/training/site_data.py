@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 POOL = "+"
 CACHE = "cache"
 # Volumes kept between the first look at all training cases, for the window, and their
-# preparation. What is beyond is read a second time: 12 GB of HU fit in few machines.
+# preparation. What is beyond is read a second time: 12 GB of volumes fit in few machines.
 _HELD_BYTES = 2_000_000_000
 
 

@@ -23,7 +23,9 @@ from scan_files import write_sites as write_kits
 
 from flap_nvflare.cli import main
 from flap_nvflare.data import preparation
+from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.layouts import LAYOUTS, site_names
+from flap_nvflare.data.phantoms import Phantoms, write_phantoms
 from flap_nvflare.data.prepare_commands import LAYOUTS as OFFERED
 
 Capture = pytest.CaptureFixture[str]
@@ -222,7 +224,25 @@ def test_phantoms_are_named_and_left_as_they_are(root: Path, capsys: Capture) ->
     said = Said(capsys, "prostate", root)
     assert said.code == 0
     assert said.out.startswith("Synthetic scans")
+    for options in (("--site", "munich"), ("--force",), ("--copy-geometry",)):
+        said = Said(capsys, "prostate", root, *options)
+        assert said.code == 1  # training would not follow
+        assert f"nothing is added; leave out {options[0]}" in said.err
     assert not (root / "sites.csv").exists()
+
+
+def test_what_was_prepared_is_no_place_for_phantoms(
+    root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert Said(capsys, "prostate", root).code == 0
+    before = {path.relative_to(root) for path in root.rglob("*")}
+    assert main(["phantom", str(root), "--kind", "prostate"]) == 1
+    assert "not synthetic: HK, RUNMC, sites.csv; move it out" in capsys.readouterr().err
+    assert {path.relative_to(root) for path in root.rglob("*")} == before
+    drawn = write_phantoms(tmp_path / "drawn", Phantoms(kind="ixi"), only=[])
+    write_table(drawn, "IXI001-Guys-0701,here,train")
+    with pytest.raises(DataError, match=r"not synthetic: sites\.csv; move it out"):
+        write_phantoms(drawn, Phantoms(kind="ixi"), only=[])
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -61,7 +61,7 @@ def test_without_foreground_there_is_no_window() -> None:
 
 
 def test_a_constant_foreground_is_refused() -> None:
-    with pytest.raises(DataError, match="7 HU"):
+    with pytest.raises(DataError, match="has one value, 7;"):
         foreground_window([flat_volume([7, 9], shown=[0])])
 
 
