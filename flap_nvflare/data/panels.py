@@ -35,7 +35,8 @@ _PAPER, _INK = (255, 255, 255), (34, 34, 34)
 def panels_of(volume: Volume, name: str) -> list[Panel]:
     """Three slices of a case with their masks, titled with the name and their number."""
     low, high = np.percentile(volume.image, (1, 99.5))
-    steps, found = volume.spacing[1:], []
+    steps = volume.spacing[1:]
+    found: list[Panel] = []
     for number in slices_to_show(volume.label):
         grey = (volume.image[number] - low) / max(float(high - low), 1e-6)
         mask = square(volume.label[number], steps, LARGEST)
