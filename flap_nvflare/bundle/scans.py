@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch.utils.data import IterableDataset
 
+from flap_nvflare.data.cases import ENDINGS, stem
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.prepared import prepare_images
 from flap_nvflare.data.scan import Scan, check_values, mask_image, open_scan
@@ -24,7 +25,6 @@ from flap_nvflare.training.volume_scorer import native_masks
 logger = logging.getLogger(__name__)
 
 SCAN, NAME = "scan", "name"  # keys of a batch
-_ENDINGS = (".nii.gz", ".nii")
 
 
 class ScanBatches(IterableDataset[dict[str, Any]]):
@@ -64,7 +64,7 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
                 f"{folder}: no file fits {pattern!r}; give another --dataset_dir or --pattern"
             )
         for path in self.paths:
-            if not path.name.endswith(_ENDINGS):
+            if not path.name.endswith(ENDINGS):
                 raise DataError(f"{path}: is no NIfTI file; give a --pattern that leaves it out")
         for path, other in pairwise(sorted(self.paths, key=self._name)):
             if self._name(path) == self._name(other):
@@ -89,8 +89,7 @@ class ScanBatches(IterableDataset[dict[str, Any]]):
         return lambda first, last: prepare_images(scan.slab(first, last), window, self._size)
 
     def _name(self, path: Path) -> str:
-        name = path.relative_to(self.folder).as_posix()
-        return next(name.removesuffix(end) for end in _ENDINGS if name.endswith(end))
+        return stem(path.relative_to(self.folder).as_posix())
 
 
 class MaskWriter:

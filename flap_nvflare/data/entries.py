@@ -6,13 +6,14 @@ one mask inside the root, `sites.csv` decides where it is, and every site has bo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flap_nvflare.data.cases import CASE_NAME, SPLITS, ListedCase, shuffled, stay_within
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.site_table import SITES, read_sites
+from flap_nvflare.data.site_table import COLUMNS, SITES, read_sites
 
 _TEST_SHARE = 5  # one in so many
 
@@ -74,7 +75,7 @@ def placed(root: Path, entries: Sequence[Entry], layout: str) -> list[Entry]:
     """
     if not entries:
         raise DataError(f"{root}: holds no case; see 'flap-nvflare prepare {layout} --help'")
-    if (root / SITES).exists():
+    if os.path.lexists(root / SITES):  # a dangling link is no reason to split otherwise
         return _by_table(root, entries)
     if not all(entry.site for entry in entries):
         raise DataError(
@@ -135,7 +136,7 @@ def require_splits(root: Path, entries: Sequence[Entry]) -> None:
         if not any(entry.split == split for entry in entries):
             raise DataError(
                 f"{root}: site {entries[0].site!r} has no {split} case; add some, or give one of "
-                f"its lines in {SITES} the split '{split}'"
+                f"its cases the split '{split}' in a table {SITES} ({','.join(COLUMNS)})"
             )
 
 
@@ -146,7 +147,8 @@ def _by_table(root: Path, entries: Sequence[Entry]) -> list[Entry]:
         if row.case not in by_name:
             raise DataError(
                 f"{root / SITES}, line {row.line}: no case {row.case[:200]!r} in {root}; take the "
-                f"line out, or put the scan there"
+                f"line out, put the scan there, or have 'flap-nvflare prepare' write the table "
+                f"anew by --force"
             )
         found.append(replace(by_name[row.case], site=row.site, split=row.split))
     return sorted(found, key=lambda entry: entry.name)

@@ -37,7 +37,7 @@ def copy_geometry(case: Case) -> Path:
             mask as it was already.
         OSError: if the folder cannot be written.
     """
-    scan, mask = open_scan(case.image), open_scan(case.label)
+    scan, mask = open_scan(case.image), open_scan(case.label, placed=False)
     # The mask's voxels by the scan's directions: the order in the file stays as it is.
     values = Scan(mask.path, scan.image, mask.stored, mask.slope, mask.intercept).whole()
     labels = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)
@@ -59,7 +59,12 @@ def _replace(path: Path, original: Path, image: nib.Nifti1Image) -> None:
     try:
         nib.save(image, beside)
         beside.chmod(path.stat().st_mode & 0o777)
-        os.link(path, original)
+        try:
+            os.link(path, original)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            path.rename(original)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

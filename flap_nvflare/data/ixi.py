@@ -124,7 +124,11 @@ class _Folder:
 
 def _folders(root: Path) -> Iterator[_Folder]:
     """The visible folders of the root in order; one that is a link is not gone into."""
-    for place, folders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:  # its cases would be left out in silence
+        raise DataError(f"{error.filename}: cannot be looked into ({error.strerror})") from error
+
+    for place, folders, files in os.walk(root, onerror=unreadable):
         path = Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:

@@ -27,8 +27,9 @@ class Layout:
         is_at: whether a root has it; reads names only.
         entries: every case of a root, as its files and their names say.
         class_names: the foreground classes of a root's masks, label 1 first.
+        grey_values: the federation's setting for a root's scans: `site` for CT, else `scan`.
         has_table: whether `sites.csv` says where a case is, not a table of the layout's own.
-        split: where the published split is to be had, for a root without it.
+        split: what to know of a fixed fifth as test cases, such as where the published ones are.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layout:
     is_at: Callable[[Path], bool]
     entries: Callable[[Path], list[Entry]]
     class_names: Callable[[Path], tuple[str, ...]]
+    grey_values: Callable[[Path], str]
     has_table: bool = True
     split: str = ""
 
@@ -53,6 +55,7 @@ LAYOUTS = {
             kits.is_kits,
             kits.kits_entries,
             lambda root: kits.CLASS_NAMES,
+            lambda root: "site",
             has_table=False,
         ),
         Layout(
@@ -62,6 +65,8 @@ LAYOUTS = {
             nnunet.is_nnunet,
             nnunet.nnunet_entries,
             nnunet.nnunet_class_names,
+            nnunet.nnunet_grey_values,
+            split="; of a patient with several cases, give all the same split",
         ),
         Layout(
             "prostate",
@@ -70,6 +75,7 @@ LAYOUTS = {
             prostate.is_prostate,
             prostate.prostate_entries,
             lambda root: prostate.CLASS_NAMES,
+            lambda root: "scan",
         ),
         Layout(
             "ixi",
@@ -80,6 +86,7 @@ LAYOUTS = {
             ixi.is_ixi,
             ixi.ixi_entries,
             lambda root: ixi.CLASS_NAMES,
+            lambda root: "scan",
             split=f"; the published cases are those of FLamby's {ixi.TABLE}, put into the root",
         ),
     )

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flap_nvflare.data.cases import stay_within, stem
+from flap_nvflare.data.cases import ENDINGS, stay_within, stem
 from flap_nvflare.data.entries import Entry
 from flap_nvflare.data.errors import DataError
 
@@ -57,7 +57,8 @@ def nnunet_class_names(root: Path) -> tuple[str, ...]:
     Version 1 and the Decathlon write `{"1": "liver"}`, version 2 `{"liver": 1}`.
 
     Raises:
-        DataError: if labels do not run from 0 or a class has several (a region).
+        DataError: if labels do not run from 0, a class has several (a region), or one says which
+            voxels are not to be looked at.
     """
     labels = _described(root).get("labels")
     names: dict[int, str] = {}
@@ -68,6 +69,11 @@ def nnunet_class_names(root: Path) -> tuple[str, ...]:
                 f"{root / DESCRIPTION}: label {key!r}: {value!r}; expected one number a class; a "
                 f"class of several labels (a region) is not read"
             )
+        if name == "ignore":
+            raise DataError(
+                f"{root / DESCRIPTION}: label {number} is 'ignore'; every voxel counts here: "
+                f"make a copy of the set whose masks are complete"
+            )
         names[int(number)] = name
     if len(names) < 2 or sorted(names) != list(range(len(names))):
         raise DataError(
@@ -75,6 +81,19 @@ def nnunet_class_names(root: Path) -> tuple[str, ...]:
             f"numbered from 1 without a gap"
         )
     return tuple(names[number] for number in range(1, len(names)))
+
+
+def nnunet_grey_values(root: Path) -> str:
+    """`site` where the description says CT, which has units; `scan` otherwise, as in nnU-Net."""
+    return "site" if [name.casefold() for name in _channels(_described(root))] == ["ct"] else "scan"
+
+
+def _channels(described: dict[str, Any]) -> list[str]:
+    """The names of the channels: `{"0": "CT"}`, and what else people write."""
+    found = described.get("channel_names") or described.get("modality") or []
+    if isinstance(found, dict):
+        found = list(found.values())
+    return [str(name) for name in (found if isinstance(found, list) else [found])]
 
 
 def _described(root: Path) -> dict[str, Any]:
@@ -93,11 +112,17 @@ def _described(root: Path) -> dict[str, Any]:
             f"{path}: names the files of its cases one by one under 'dataset'; put them into "
             f"imagesTr and labelsTr and take the key out"
         )
-    channels = found.get("channel_names") or found.get("modality") or {}
+    channels = _channels(found)
     if len(channels) > 1:
         raise DataError(
             f"{path}: names {len(channels)} channels {channels}; the network sees one: make a "
             f"copy of the set with one channel"
+        )
+    ending = found.get("file_ending", ENDINGS[0])
+    if ending not in ENDINGS:
+        raise DataError(
+            f"{path}: file_ending is {ending!r}; convert scans and masks to NIfTI, "
+            f"{' or '.join(ENDINGS)}"
         )
     return found
 
@@ -142,5 +167,6 @@ def _nifti(folder: Path) -> list[Path]:
 def _listed(described: dict[str, Any]) -> list[str]:
     """The training cases that the description of version 1 and of the Decathlon lists."""
     rows = described.get("training")
-    labels = [row.get("label") for row in rows if isinstance(row, dict)] if rows else []
+    rows = rows if isinstance(rows, list) else []
+    labels = [row.get("label") for row in rows if isinstance(row, dict)]
     return [stem(Path(label).name) for label in labels if isinstance(label, str)]

@@ -9,18 +9,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flap_nvflare.data.planes import COLOURS, colours_of, tinted
+from flap_nvflare.data.planes import (
+    COLOURS,
+    LARGEST,
+    colours_of,
+    slices_to_show,
+    square,
+    tinted,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
+    from flap_nvflare.data.volume import Volume
+
 Panel = tuple[str, np.ndarray, "np.ndarray | None"]
 
 _SMALLEST = 320  # pixels of a panel's longer side: less is hard to look at
 _GAP, _LINE, _TEXT = 8, 24, 14  # pixels: between panels, of a line of text, of its letters
 _PAPER, _INK = (255, 255, 255), (34, 34, 34)
+
+
+def panels_of(volume: Volume, name: str) -> list[Panel]:
+    """Three slices of a case with their masks, titled with the name and their number."""
+    low, high = np.percentile(volume.image, (1, 99.5))
+    steps = volume.spacing[1:]
+    found: list[Panel] = []
+    for number in slices_to_show(volume.label):
+        grey = (volume.image[number] - low) / max(float(high - low), 1e-6)
+        mask = square(volume.label[number], steps, LARGEST)
+        title = f"{name}, slice {number + 1} of {len(volume.label)}"
+        found.append((title, square(grey, steps, LARGEST), mask))
+    return found
 
 
 def draw_panels(path: Path | str, panels: Sequence[Panel], class_names: Sequence[str]) -> Path:

@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from flap_nvflare.data.cases import MANIFEST
 from flap_nvflare.data.errors import DataError
-from flap_nvflare.data.kits import MANIFEST
 
 _PRIVATE = ".phantom-"
 

@@ -5,19 +5,19 @@ What is wrong is collected, not raised, so that one run names all of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from flap_nvflare.data.cases import CASE_NAME, ListedCase, is_synthetic
+from flap_nvflare.data.cases import CASE_NAME, is_synthetic
 from flap_nvflare.data.entries import Entry, assigned, placed, require_splits
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.geometry import copy_geometry
 from flap_nvflare.data.layouts import LAYOUTS, Layout, layout_of
-from flap_nvflare.data.panels import Panel
-from flap_nvflare.data.planes import LARGEST, slices_to_show, square
+from flap_nvflare.data.panels import Panel, panels_of
 from flap_nvflare.data.scan import Scan, open_image
 from flap_nvflare.data.site_table import SITES, write_sites
 from flap_nvflare.data.volume import Volume, check_same_grid, load_volume
@@ -61,7 +61,7 @@ class SiteFacts:
         read: number of cases whose voxels were read.
         shown: number of these in which each class appears, from class 1.
         grey: 0.5, 50 and 99.5 percentile of their foreground; None without any.
-        sample: the first of them, for a picture.
+        picture: slices of the first of them.
     """
 
     train: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class SiteFacts:
     read: int = 0
     shown: dict[int, int] = field(default_factory=dict)
     grey: tuple[float, ...] | None = None
-    sample: Volume | None = None
+    picture: list[Panel] = field(default_factory=list)
 
 
 @dataclass
@@ -82,6 +82,7 @@ class Preparation:
         layout: of the root.
         synthetic: whether the scans are this package's phantoms.
         class_names: foreground classes, label 1 first.
+        grey_values: how they should reach the network, see `settings.Federation`.
         sites: facts by site.
         problems: what is in the way of a federation, each with its place.
         notes: what is not, and is worth knowing.
@@ -91,6 +92,7 @@ class Preparation:
     layout: Layout
     synthetic: bool
     class_names: tuple[str, ...] = ()
+    grey_values: str = "site"
     sites: dict[str, SiteFacts] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -116,7 +118,12 @@ def prepare(asked: Asked, watch: Watch = iter) -> Preparation:
     """
     layout = _layout(asked)
     _refuse_phantoms(asked)
-    found = Preparation(layout, is_synthetic(asked.root), layout.class_names(asked.root))
+    found = Preparation(
+        layout,
+        is_synthetic(asked.root),
+        layout.class_names(asked.root),
+        layout.grey_values(asked.root),
+    )
     entries = _entries(asked, layout, found)
     values: dict[str, list[np.ndarray]] = {}
     for entry in watch(entries):
@@ -135,18 +142,6 @@ def prepare(asked: Asked, watch: Watch = iter) -> Preparation:
             found.problems.append(str(error))
     if found.ok and layout.has_table and not found.synthetic:
         _keep(asked, entries, found)
-    return found
-
-
-def panels(site: str, volume: Volume) -> list[Panel]:
-    """Three slices of a site's sample with its mask, for `panels.draw_rows`."""
-    low, high = np.percentile(volume.image, (1, 99.5))
-    found: list[Panel] = []
-    for number in slices_to_show(volume.label):
-        grey = (volume.image[number] - low) / max(float(high - low), 1e-6)
-        mask = square(volume.label[number], volume.spacing[1:], LARGEST)
-        title = f"{site}: {volume.name}, slice {number + 1} of {len(volume.label)}"
-        found.append((title, square(grey, volume.spacing[1:], LARGEST), mask))
     return found
 
 
@@ -185,7 +180,7 @@ def _entries(asked: Asked, layout: Layout, found: Preparation) -> list[Entry]:
         if asked.site:
             raise DataError(f"--site {asked.site}: the sites of this layout stand in its own table")
         return entries
-    kept = (asked.root / SITES).exists() and not asked.force
+    kept = os.path.lexists(asked.root / SITES) and not asked.force
     if kept and asked.site:
         raise DataError(
             f"{asked.root / SITES}: is there and says where each case is; edit it, or have it "
@@ -223,15 +218,16 @@ def _look(
     facts.shapes.append(header.shape)
     facts.spacings.append(header.spacing)
     if asked.deep or not facts.read:
-        _read(case, len(found.class_names), facts, values)
+        volume = load_volume(case, len(found.class_names))
+        facts.picture = facts.picture or panels_of(volume, f"{entry.site}: {volume.name}")
+        _count(volume, facts, values)
 
 
-def _read(case: ListedCase, classes: int, facts: SiteFacts, values: list[np.ndarray]) -> None:
-    volume = load_volume(case, classes)
+def _count(volume: Volume, facts: SiteFacts, values: list[np.ndarray]) -> None:
     facts.read += 1
-    facts.sample = facts.sample or volume
     foreground = volume.image[volume.label > 0]
-    values.append(foreground[:: max(1, foreground.size // _MOST_VALUES)])
+    # Copied: a view would keep the foreground of every case.
+    values.append(foreground[:: max(1, foreground.size // _MOST_VALUES)].copy())
     for label in np.unique(volume.label):
         if label > 0:
             facts.shown[int(label)] = facts.shown.get(int(label), 0) + 1
@@ -253,7 +249,7 @@ def _sum_up(
 
 def _keep(asked: Asked, entries: Sequence[Entry], found: Preparation) -> None:
     """Writes the table of sites, unless one is there that a person may have edited."""
-    if (asked.root / SITES).exists() and not asked.force:
+    if os.path.lexists(asked.root / SITES) and not asked.force:
         return
     try:
         path = write_sites(asked.root, ((entry.name, entry.site, entry.split) for entry in entries))

@@ -70,11 +70,8 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def _picture(found: Preparation, path: Path) -> Path | None:
     """One row a site; None if no voxels could be read."""
     from flap_nvflare.data.panels import draw_rows
-    from flap_nvflare.data.preparation import panels
 
-    rows = [
-        panels(site, facts.sample) for site, facts in sorted(found.sites.items()) if facts.sample
-    ]
+    rows = [facts.picture for _, facts in sorted(found.sites.items()) if facts.picture]
     return draw_rows(path, rows, found.class_names) if rows else None
 
 
@@ -84,6 +81,7 @@ def _as_json(found: Preparation, picture: Path | None) -> dict[str, Any]:
         "layout": found.layout.name,
         "synthetic": found.synthetic,
         "class_names": list(found.class_names),
+        "grey_values": found.grey_values,
         "sites": {site: _site(facts, found) for site, facts in sorted(found.sites.items())},
         "problems": found.problems,
         "notes": found.notes,
@@ -125,7 +123,9 @@ def _show(found: Preparation, picture: Path | None) -> None:
         print(f"note: {note}")
     if picture is not None:
         print(f"picture: {picture}; do the outlines lie on the organ?")
+    print("for the job's federation.yaml:")
     print(f"class_names: {json.dumps(list(found.class_names), ensure_ascii=False)}")
+    print(f"grey_values: {found.grey_values}")
 
 
 def _table(found: Preparation) -> Table:

@@ -105,14 +105,18 @@ class Scan:
         return [by_target[axis] for axis in range(3)]
 
 
-def open_scan(path: Path) -> Scan:
+def open_scan(path: Path, placed: bool = True) -> Scan:
     """Opens a NIfTI file and reads what a slab cannot be taken from otherwise.
+
+    Args:
+        path: the file.
+        placed: whether its header must say how far apart the voxels lie and in which direction.
 
     Raises:
         DataError: if the file is missing, damaged, not 3D, empty, without spacing or direction, or
             holds no numbers.
     """
-    image = open_image(path)
+    image = open_image(path, placed)
     try:
         stored = _stored(path, image.dataobj)
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
@@ -125,8 +129,11 @@ def open_scan(path: Path) -> Scan:
     return Scan(path, image, stored, slope, intercept)
 
 
-def open_image(path: Path) -> Any:
+def open_image(path: Path, placed: bool = True) -> Any:
     """The NIfTI image behind a path with its header checked, its voxels not yet read.
+
+    Args:
+        path, placed: see `open_scan`.
 
     Raises:
         DataError: as `open_scan` does about the header.
@@ -143,7 +150,8 @@ def open_image(path: Path) -> Any:
         )
     if 0 in image.shape:
         raise DataError(f"{path}: empty, its shape is {image.shape}; export the file again")
-    _check_affine(path, image)
+    if placed:
+        _check_affine(path, image)
     return image
 
 
@@ -231,7 +239,8 @@ def _check_affine(path: Path, image: Any) -> None:
     if unset or not np.isfinite(affine).all() or not (spacing > 0).all():
         raise DataError(
             f"{path}: no usable spacing and direction (affine {affine.tolist()}, sform and qform "
-            f"{'unset' if unset else 'set'}); convert the scan again with its geometry"
+            f"{'unset' if unset else 'set'}); convert the scan again with its geometry; a mask "
+            f"may get its scan's: 'flap-nvflare prepare' with --copy-geometry"
         )
     if np.isnan(io_orientation(affine)).any():
         raise DataError(f"{path}: its affine {affine.tolist()} is flat; convert the scan again")

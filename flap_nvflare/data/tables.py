@@ -31,7 +31,10 @@ def read_rows(table: Path, columns: Sequence[str], mend: str) -> list[tuple[int,
             header = [name.strip() for name in reader.fieldnames or ()]
             missing = [name for name in columns if name not in header]
             if missing:
-                raise DataError(f"{table}: no column {missing}; its first line names {header}")
+                raise DataError(
+                    f"{table}: no column {missing}; its first line names {header}, which must be "
+                    f"separated by commas"
+                )
             reader.fieldnames = header
             rows = []
             for row in reader:

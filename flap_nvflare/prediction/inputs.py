@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flap_nvflare.data.cases import ENDINGS, stem
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.kits import IMAGE, LABEL
 from flap_nvflare.data.layouts import known_masks
 from flap_nvflare.data.scan import Scan, open_scan
-from flap_nvflare.data.source import ENDINGS
 from flap_nvflare.sam.checkpoint import file_sha256
 
 MASK = "_mask.nii.gz"
@@ -77,12 +77,12 @@ def find_inputs(path: Path, series: str = "") -> list[Input]:
                 "of a DICOM series name the folder"
             )
         _refuse_series(path, series)
-        return [Input(_stem(path.name), path, (path,))]
+        return [Input(stem(path.name), path, (path,))]
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)]
     masks = known_masks(path)
     if scans := [file for file in files if _is_scan(file) and file not in masks]:
         _refuse_series(scans[0], series)
-        inputs = [Input(_stem(str(file.relative_to(path))), file, (file,)) for file in scans]
+        inputs = [Input(stem(str(file.relative_to(path))), file, (file,)) for file in scans]
     else:
         inputs = _series(path, files, series)
     if not inputs:
@@ -139,7 +139,3 @@ def _is_scan(file: Path) -> bool:
 
 def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".nii")

@@ -8,7 +8,7 @@ thing that goes out is a handshake with the federation's server.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +179,8 @@ def _of_scans(
         "cases", lambda: doctor_data.check_cases(root, site, settings, least, scans, source)
     )
     yield from guarded("scans", lambda: doctor_data.check_scans(settings, scans, questions.watch))
-    yield from guarded("picture", lambda: _picture(kit, questions, scans))
+    names = settings.class_names
+    yield from guarded("picture", lambda: _picture(kit, questions, scans, names))
 
 
 def _no_scans(kit: Kit | None, file: SiteFile) -> Finding:
@@ -228,7 +229,9 @@ def _site_file(kit: Kit) -> tuple[Finding, SiteFile | None]:
     return finding, found[0] if found else None
 
 
-def _picture(kit: Kit | None, questions: Questions, scans: doctor_data.Scans) -> Iterator[Finding]:
+def _picture(
+    kit: Kit | None, questions: Questions, scans: doctor_data.Scans, class_names: Sequence[str]
+) -> Iterator[Finding]:
     path = questions.picture or (kit.folder / PICTURE if kit else None)
     if path is None:
         yield Finding("picture", None, "no --picture is named")
@@ -236,7 +239,7 @@ def _picture(kit: Kit | None, questions: Questions, scans: doctor_data.Scans) ->
     if scans.sample is None:
         yield Finding("picture", None, "no training case can be read")
         return
-    doctor_picture.write_picture(path, doctor_picture.picture(scans.sample))
+    doctor_picture.write_picture(path, scans.sample, class_names)
     found = (
         f"{path}: three slices of {scans.sample.name} with their masks; look whether organ, sides "
         "and mask are right, then delete it: it shows a patient (mode 600)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,21 @@ def test_a_patient_is_one_case(tmp_path: Path) -> None:
     scan, mask = root / "image" / "IXI012-HH-1300.nii.gz", root / "label" / "IXI012-HH-1300.nii.gz"
     write_pair(scan, mask)
     assert "has 2 files as its scan" in refused(root, "HH")
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_torchio_ixi(tmp_path)
+    listed = os.scandir
+
+    def closed(place: str) -> object:
+        if Path(place).name == "label":
+            raise PermissionError(13, "Permission denied", place)
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", closed)  # root may read all
+    assert f"{root / 'label'}: cannot be looked into" in refused(root, "HH")
 
 
 def test_an_unknown_hospital(tmp_path: Path) -> None:

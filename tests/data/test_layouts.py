@@ -100,6 +100,14 @@ def test_a_table_without_a_column(tmp_path: Path) -> None:
     root = write_prostate(tmp_path, {"UCL": [1, 2]})
     (root / "sites.csv").write_text("case,site\nUCL-Case01,UCL\n")
     assert "no column ['split']" in refused(root)
+    (root / "sites.csv").write_text("case;site;split\nUCL-Case01;UCL;train\n")
+    assert "['case;site;split'], which must be separated by commas" in refused(root)
+
+
+def test_a_table_that_is_a_link_to_nowhere_is_no_missing_one(tmp_path: Path) -> None:
+    root = write_prostate(tmp_path, {"UCL": [1, 2]})
+    (root / "sites.csv").symlink_to(tmp_path / "gone.csv")
+    assert "sites.csv: missing" in refused(root)
 
 
 def test_a_site_without_test_cases_and_an_unknown_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from layout_files import (
 from flap_nvflare.data.entries import assigned
 from flap_nvflare.data.errors import DataError
 from flap_nvflare.data.layouts import layout_of, list_cases, site_names
-from flap_nvflare.data.nnunet import nnunet_class_names, nnunet_entries
+from flap_nvflare.data.nnunet import nnunet_class_names, nnunet_entries, nnunet_grey_values
 from flap_nvflare.data.volume import load_volume
 
 
@@ -121,6 +121,7 @@ def test_class_names_of_both_versions(tmp_path: Path, labels: dict[str, Any]) ->
         ({"background": 0, "whole": [1, 2], "core": 2}, "a region"),
         ({"background": 0, "liver": 1, "tumour": 3}, "without a gap"),
         ({"background": 0}, "without a gap"),
+        ({"background": 0, "liver": 1, "ignore": 2}, "label 2 is 'ignore'"),
         ([], "without a gap"),
     ],
 )
@@ -132,11 +133,34 @@ def test_labels_that_cannot_be_used(tmp_path: Path, labels: Any, said: str) -> N
 def test_a_description_that_cannot_be_used(tmp_path: Path) -> None:
     root = write_nnunet(tmp_path, ["a"], dataset={"a": {"images": ["/x.nii.gz"], "label": "/y"}})
     assert "under 'dataset'" in refused(root)
-    for text, said in (("{", "cannot be read as JSON"), ("[]", "holds no object")):
+    for text, said in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no object"),
+        ('{"file_ending": ".mha"}', "file_ending is '.mha'; convert"),
+    ):
         (root / "dataset.json").write_text(text)
         assert said in refused(root)
     (root / "dataset.json").unlink()
     assert "dataset.json: missing" in refused(root)
+
+
+@pytest.mark.parametrize(
+    ("described", "grey_values"),
+    [
+        ({"channel_names": {"0": "CT"}}, "site"),
+        ({"channel_names": None, "modality": {"0": "CT"}}, "site"),
+        ({"channel_names": None, "modality": "ct"}, "site"),
+        ({"channel_names": {"0": "MRI"}}, "scan"),
+        ({"channel_names": None}, "scan"),
+    ],
+)
+def test_ct_alone_has_units(tmp_path: Path, described: Any, grey_values: str) -> None:
+    assert nnunet_grey_values(write_nnunet(tmp_path, ["a"], **described)) == grey_values
+
+
+def test_what_is_left_out_of_a_description_or_said_in_other_words(tmp_path: Path) -> None:
+    root = write_nnunet(tmp_path, ["a"], ["b"], modality="CT", training=1, channel_names=None)
+    assert sorted(given(root)) == ["a", "b"]
 
 
 def test_files_of_macos_are_left_alone(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_what_a_person_reads(root: Path, capsys: Capture) -> None:
     assert said.code == 0
     for part in ("RUNMC", "prostate in 1", 'class_names: ["prostate"]', "sites.csv"):
         assert part in said.out
+    assert said.out.endswith("grey_values: scan\n")
 
 
 def test_everything_wrong_is_named_at_once(root: Path, capsys: Capture) -> None:
@@ -177,6 +178,14 @@ def test_a_site_that_is_no_name(tmp_path: Path, capsys: Capture) -> None:
     assert said.code == 1
     assert "--site A+B" in said.err
     assert not (root / "sites.csv").exists()
+
+
+def test_a_patient_with_several_cases_is_for_a_person_to_keep_together(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    root = write_nnunet(tmp_path / "set", ["p1_a", "p1_b"])
+    said = Said(capsys, "nnunet", root, "--site", "munich")
+    assert "of a patient with several cases, give all the same split" in said.out
 
 
 def test_ixi_says_that_its_split_is_not_the_published_one(tmp_path: Path, capsys: Capture) -> None:
@@ -263,12 +272,27 @@ def test_a_root_that_training_would_read_otherwise(root: Path, capsys: Capture) 
     assert "would be read as nnunet" in Said(capsys, "prostate", root).err
 
 
-def test_the_geometry_of_the_scan_is_copied_if_asked(root: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("wrong_affine", [np.diag([-1.0, -1.0, 1.0, 1.0]), None])
+@pytest.mark.parametrize("links", [True, False])
+def test_the_geometry_of_the_scan_is_copied_if_asked(
+    root: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong_affine: np.ndarray | None,
+    links: bool,
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
     mask = root / "RUNMC" / "Case04_segmentation.nii.gz"
     values = np.asarray(nibabel.load(mask).dataobj)
-    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0])), mask)
+    nibabel.save(nibabel.Nifti1Image(values, wrong_affine), mask)
     wrong, other = mask.read_bytes(), (root / "HK" / "Case40_segmentation.nii.gz").read_bytes()
-    assert Said(capsys, "prostate", root).code == 1
+    said = Said(capsys, "prostate", root)
+    assert said.code == 1
+    assert "--copy-geometry" in said.out
     said = Said(capsys, "prostate", root, "--copy-geometry", "--json")
     assert said.code == 0
     assert said.json["mended"] == [str(mask)]

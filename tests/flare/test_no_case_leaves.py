@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from canary import CANARY, FAULTS, break_scan, canary_scans
+from layout_files import write_prostate, write_table
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -44,7 +45,7 @@ def train(wire: Wire) -> tuple[Shareable, str]:
     return reply, "\n".join(told)
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "no state", "no data"])
+@pytest.mark.parametrize("fault", [*FAULTS, "no state", "no data", "other layout"])
 def test_a_failure_tells_no_case(
     tmp_path: Path, error_log: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
@@ -55,6 +56,9 @@ def test_a_failure_tells_no_case(
         state.write_text("a file in the folder's place")
     elif fault == "no data":
         data = data / "elsewhere"
+    elif fault == "other layout":
+        data = write_prostate(tmp_path / f"prostate_{CANARY}", {"HK": [38, 40]})
+        write_table(data, f"{CANARY},A,train")
     else:
         break_scan(data, 0, fault)
     file = wire.site_contexts["A"].local / "flap_site.yaml"
