@@ -118,13 +118,14 @@ def _progress(name: str) -> Iterator[Callable[[int, int, str], None]]:
     if not console.is_terminal:
 
         def write(done: int, total: int, cell: str) -> None:
-            print(f"{name}: {done} of {total} cells, {cell or 'kept'}", file=sys.stderr, flush=True)
+            last = f", last {cell}" if cell else ""
+            print(f"{name}: {done} of {total} cells{last}", file=sys.stderr, flush=True)
 
         yield write
         return
-    last = TextColumn("{task.fields[last]}", markup=False)
+    ended = TextColumn("{task.fields[last]}", markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), last, console=console) as bar:
+    with Progress(*columns, TimeElapsedColumn(), ended, console=console) as bar:
         task = bar.add_task(name, total=None, last="")
 
         def show(done: int, total: int, cell: str) -> None:
