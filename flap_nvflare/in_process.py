@@ -175,10 +175,11 @@ def run(
     Raises:
         ValueError: on an unknown mode, or settings that make no sense together.
     """
-    from flap_nvflare.bundle.workflow import build_work
     from flap_nvflare.combinations import check
     from flap_nvflare.data.layouts import site_names
 
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is not known; expected one of {MODES}")
     check(federation)
     if federation.encryption != "none":
         raise ValueError(
@@ -199,31 +200,8 @@ def run(
             return _federated(
                 federation, flows, others, Path(folder), progress, curve, attacks, started
             )
-        track = Curve(flows) if curve else None
-        if mode == "alone":
-            models = {
-                name: _train_through(flow, progress, track, (name,)) for name, flow in flows.items()
-            }
-        elif mode == "pooled":
-            joined = Site("+".join(sites), data_root, state_dir=disk)
-            pooled = build_work(federation, joined)
-            models = {"pooled": _train_through(pooled, progress, track, sites)}
-        else:
-            raise ValueError(f"mode {mode!r} is not known; expected one of {MODES}")
-        scores = {}
-        for name, flow in flows.items():
-            flow.load_adapter(models[name] if mode == "alone" else models["pooled"])
-            scores[name] = flow.evaluate("test").to_dict()
-        elsewhere = {}
-        for other, its_flows in others.items():
-            found = []
-            for flow in its_flows.values():
-                flow.load_adapter(models["pooled"])
-                found.append(flow.evaluate("test").to_dict())
-            elsewhere[other] = _site_means(found, federation)
-    seconds = time.perf_counter() - started
-    history = [] if track is None else track.history(federation)
-    return Outcome(mode, federation, models, scores, seconds, history, elsewhere=elsewhere)
+        joined = Site("+".join(sites), data_root, state_dir=disk)
+        return _without_server(mode, federation, flows, others, joined, progress, curve, started)
 
 
 def _flows(
@@ -233,6 +211,43 @@ def _flows(
     from flap_nvflare.bundle.workflow import build_work
 
     return {name: build_work(federation, Site(name, data_root, state_dir=disk)) for name in sites}
+
+
+def _without_server(
+    mode: str,
+    federation: Federation,
+    flows: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
+    joined: Site,
+    progress: Callable[[str], None],
+    curve: bool,
+    started: float,
+) -> Outcome:
+    """Each site alone, or the pooled data of all as those of the site `joined`."""
+    from flap_nvflare.bundle.workflow import build_work
+
+    track = Curve(flows) if curve else None
+    if mode == "alone":
+        models = {
+            name: _train_through(flow, progress, track, (name,)) for name, flow in flows.items()
+        }
+    else:
+        pooled = build_work(federation, joined)
+        models = {"pooled": _train_through(pooled, progress, track, tuple(flows))}
+    scores = {}
+    for name, flow in flows.items():
+        flow.load_adapter(models[name] if mode == "alone" else models["pooled"])
+        scores[name] = flow.evaluate("test").to_dict()
+    elsewhere = {}
+    for other, its_flows in others.items():
+        found = []
+        for flow in its_flows.values():
+            flow.load_adapter(models["pooled"])
+            found.append(flow.evaluate("test").to_dict())
+        elsewhere[other] = _site_means(found, federation)
+    seconds = time.perf_counter() - started
+    history = [] if track is None else track.history(federation)
+    return Outcome(mode, federation, models, scores, seconds, history, elsewhere=elsewhere)
 
 
 def _federated(

@@ -7,15 +7,13 @@ rows of every batch; the first writes the result.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
 
 from flap_nvflare.bundle.round_files import RoundFolder
-
-_PR_SET_PDEATHSIG = 1
+from flap_nvflare.parents import end_with_parent
 
 
 def main(path: str) -> None:
@@ -31,7 +29,7 @@ def train(folder: RoundFolder, rank: int, together: bool) -> None:
         rank: the number of this process.
         together: whether it is one of those that torchrun started.
     """
-    _end_with_parent()
+    end_with_parent(signal.SIGKILL)
     try:
         _train(folder, together)
     except BaseException as error:
@@ -51,15 +49,6 @@ def _train(folder: RoundFolder, together: bool) -> None:
     if first:
         folder.answer(work, report)
     work.ranks.leave()
-
-
-def _end_with_parent() -> None:
-    """Lets the kernel end this process with the one that started it, should that be killed.
-
-    Each process has a session of its own, which no signal to the parent's group reaches.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One cell: its phantoms written, its training run, its figures in a folder of its own."""
+"""One cell: what it needs checked, its training run, its figures in a folder of its own."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 from flap_nvflare.data.phantoms import Phantoms, write_phantoms
 from flap_nvflare.experiments.grid import Cell, data_values
+from flap_nvflare.experiments.groups import SIMULATOR
 from flap_nvflare.settings import Federation, SettingsError
 
 CELL = "cell.json"
-ADAPTER = "adapter_last.safetensors"
+FAILED = "failed.txt"  # how its last training ended, if not well
 _VERSIONS = ("flap_nvflare", "torch", "monai", "nvflare")
 
 
@@ -60,7 +61,7 @@ def kept(cell: Cell, desk: Desk) -> dict[str, Any] | None:
         return None
     try:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text
         return None
     try:
         different = same(figures, cell)
@@ -76,9 +77,11 @@ def kept(cell: Cell, desk: Desk) -> dict[str, Any] | None:
 
 def same(figures: Mapping[str, Any], cell: Cell) -> str | None:
     """What the figures were made with otherwise than the cell asks; None if they are the cell's."""
-    found = _comparable(figures)
-    wanted = cell.made_with().items()
-    return next((name for name, value in wanted if found.get(name) != value), None)
+    found, wanted = _comparable(figures), json.loads(json.dumps(cell.made_with()))
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            return _difference(name, found.get(name), value)
+    return None
 
 
 def _comparable(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,42 +94,70 @@ def _comparable(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """The first difference between two values, as deep as they have names."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *found):
+            if found.get(key) != wanted.get(key):
+                return _difference(f"{name}: {key}", found.get(key), wanted.get(key))
+    return f"{name}, {found!r} and not {wanted!r}"
+
+
 def _whole(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data) if "root" in data else data_values(Phantoms(**data))
 
 
+def prepare(data: Phantoms | Path, desk: Desk) -> list[str]:
+    """The sites of a folder of scans, its phantoms written if they are not there yet.
+
+    Raises:
+        DataError: if there are no scans in the folder, or other phantoms.
+    """
+    from flap_nvflare.data.layouts import site_names
+
+    root = desk.root(data)
+    if isinstance(data, Phantoms):
+        write_phantoms(root, data)
+    return site_names(root)
+
+
+def check_sites(cell: Cell, sites: Sequence[str], desk: Desk) -> None:
+    """Refuses names of sites that the scans do not have, or that FLARE does not take.
+
+    Raises:
+        SettingsError: naming them.
+    """
+    ranks = cell.federation.site_ranks
+    for what, named in (("attacks", cell.attacks), ("setting site_ranks", ranks)):
+        if unknown := sorted(set(named) - set(sites)):
+            raise SettingsError(f"{what}: no scans of sites {unknown}; expected some of {sites}")
+    if cell.engine == SIMULATOR:
+        from flap_nvflare.experiments.simulated import check_names
+
+        check_names(sites, desk.folder(cell))
+
+
 def run(cell: Cell, desk: Desk) -> dict[str, Any]:
-    """Trains the cell and writes its figures; `kept` finds them from then on."""
+    """Trains the cell, whose scans are there, and writes its figures for `kept` to find."""
     from flap_nvflare.adapter.update import write_atomic
     from flap_nvflare.data.layouts import site_names
 
-    folder = desk.folder(cell)
+    folder, root = desk.folder(cell), desk.root(cell.data)
     folder.mkdir(parents=True, exist_ok=True)
-    roots = {name: prepare(data, desk) for name, data in {"": cell.data, **cell.test_on}.items()}
-    root = roots.pop("")
     sites = site_names(root)
-    if cell.engine == "simulator":
+    if cell.engine == SIMULATOR:
         from flap_nvflare.experiments.simulated import simulate
 
         figures = simulate(cell.federation, root, sites, folder, desk.threads)
     else:
-        figures = _in_this_process(cell, root, sites, roots, desk.scans / "cache")
+        figures = _in_this_process(cell, root, sites, desk)
     figures = {**cell.made_with(), **figures, "versions": versions()}
     write_atomic(folder / CELL, (json.dumps(figures, indent=1) + "\n").encode())
+    (folder / FAILED).unlink(missing_ok=True)
     return figures
 
 
-def prepare(data: Phantoms | Path, desk: Desk) -> Path:
-    """The folder of scans, its phantoms written if they are not there yet."""
-    root = desk.root(data)
-    if isinstance(data, Phantoms):
-        write_phantoms(root, data)
-    return root
-
-
-def _in_this_process(
-    cell: Cell, root: Path, sites: list[str], test_on: Mapping[str, Path], cache: Path
-) -> dict[str, Any]:
+def _in_this_process(cell: Cell, root: Path, sites: list[str], desk: Desk) -> dict[str, Any]:
     from flap_nvflare.in_process import run as train
 
     outcome = train(
@@ -136,8 +167,8 @@ def _in_this_process(
         sites,
         curve=cell.curve,
         attacks=cell.attacks,
-        cache=cache,
-        test_on=test_on,
+        cache=desk.scans / "cache",
+        test_on={name: desk.root(data) for name, data in cell.test_on.items()},
     )
     return outcome.to_dict()
 

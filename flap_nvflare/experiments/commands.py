@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flap_nvflare.settings import HOME_VARIABLE
+
+if TYPE_CHECKING:
+    from flap_nvflare.experiments.grid import Grid
 
 
 def add_experiment(commands: argparse._SubParsersAction) -> None:
@@ -44,52 +49,101 @@ def add_experiment(commands: argparse._SubParsersAction) -> None:
 
 
 def _experiment(parsed: argparse.Namespace) -> int:
-    from flap_nvflare.experiments.grid import GRIDS, find_grid, read_grid
+    from flap_nvflare.experiments.grid import find_grid, read_grid
     from flap_nvflare.experiments.run import read_results
-    from flap_nvflare.experiments.shown import write_shown
+    from flap_nvflare.experiments.shown import check_drawing, write_shown
 
-    if parsed.list or not parsed.grid:
-        for path in sorted(GRIDS.glob("*.yaml")):
-            grid = read_grid(path)
-            print(f"{grid.name} ({len(grid.cells)} cells): {grid.about}")
-        return 0 if parsed.list else 1
-    grid = read_grid(find_grid(parsed.grid), _settings(parsed.set))
+    settings = _settings(parsed.set)
+    if parsed.list:
+        _list(parsed.json)
+        return 0
+    if not parsed.grid:
+        raise ValueError("name a YAML file, or one of the grids that --list shows")
     if parsed.jobs < 1 or parsed.threads < 1:
         raise ValueError("--jobs and --threads are whole numbers from 1")
+    path = find_grid(parsed.grid)
+    grid = read_grid(path, settings)
     home = Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".flap_nvflare") / "experiments"
     out = parsed.out or home / grid.name
     if parsed.results:
         figures = read_results(parsed.results)
         out = parsed.out or parsed.results.parent
     else:
-        figures = _run(grid, out, parsed.scans or home / "scans", parsed.jobs, parsed.threads)
-    command = f"flap-nvflare experiment {parsed.grid}"
-    if parsed.set:
-        command += f" --set {' '.join(parsed.set)}"
-    text = write_shown(figures, grid.show, out, command)
+        check_drawing(grid.show)
+        try:
+            figures = _run(grid, out, parsed.scans or home / "scans", parsed.jobs, parsed.threads)
+        except RuntimeError as error:  # of cells that failed
+            print(f"flap-nvflare experiment: {error}", file=sys.stderr)
+            return 1
+    text = write_shown(figures, grid.show, out, _command(path, parsed.set))
     print(json.dumps(figures, indent=2) if parsed.json else f"{text}\nResults: {out}")
     return 0
 
 
-def _run(grid: Any, out: Path, scans: Path, jobs: int, threads: int) -> list[dict[str, Any]]:
-    from rich.console import Console
-    from rich.progress import Progress
+def _list(as_json: bool) -> None:
+    from flap_nvflare.experiments.grid import GRIDS, read_grid
 
+    grids = [read_grid(path) for path in sorted(GRIDS.glob("*.yaml"))]
+    if as_json:
+        found = [{"name": one.name, "cells": len(one.cells), "about": one.about} for one in grids]
+        print(json.dumps(found, indent=2))
+        return
+    for grid in grids:
+        print(f"{grid.name} ({len(grid.cells)} cells): {grid.about}")
+
+
+def _command(path: Path, changes: Sequence[str]) -> str:
+    """How others make the cells again: no folder of this machine is in it."""
+    from flap_nvflare.experiments.grid import GRIDS
+
+    name = path.stem if path.parent == GRIDS else path.name
+    return shlex.join(["flap-nvflare", "experiment", name, *(["--set", *changes] * bool(changes))])
+
+
+def _run(grid: Grid, out: Path, scans: Path, jobs: int, threads: int) -> list[dict[str, Any]]:
     from flap_nvflare.experiments.cells import Desk
     from flap_nvflare.experiments.run import run_grid
 
-    with Progress(console=Console(file=sys.stderr)) as progress:
-        bar = progress.add_task(grid.name, total=len(grid.cells))
-
-        def told(done: int, total: int, cell: Any) -> None:
-            progress.update(bar, completed=done, total=total, description=cell.folder)
-
+    with _progress(grid.name) as told:
         return run_grid(grid, Desk(out, scans, threads), jobs, told)
 
 
-def _settings(lines: list[str]) -> Mapping[str, Any]:
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal; elsewhere, as in the log of a night, a line for each cell."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+
+        def write(done: int, total: int, cell: str) -> None:
+            last = f", last {cell}" if cell else ""
+            print(f"{name}: {done} of {total} cells{last}", file=sys.stderr, flush=True)
+
+        yield write
+        return
+    ended = TextColumn("{task.fields[last]}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), ended, console=console) as bar:
+        task = bar.add_task(name, total=None, last="")
+
+        def show(done: int, total: int, cell: str) -> None:
+            bar.update(task, completed=done, total=total, last=cell)
+
+        yield show
+
+
+def _settings(lines: Sequence[str]) -> Mapping[str, Any]:
     import yaml
 
-    return {
-        name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in lines)
-    }
+    found = {}
+    for text in lines:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set {text!r} is not allowed; expected NAME=VALUE")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text!r}: the value is no YAML: {error}") from error
+    return found

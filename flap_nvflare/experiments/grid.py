@@ -28,11 +28,19 @@ from typing import Any
 from flap_nvflare.attack import ATTACKS
 from flap_nvflare.data.phantoms import Phantoms
 from flap_nvflare.experiments.grid_file import GridFile, Row, expect, named
-from flap_nvflare.experiments.groups import ALONE, DATA, FEDERATED, MODE, MODES, WORST
+from flap_nvflare.experiments.groups import (
+    ALONE,
+    DATA,
+    FEDERATED,
+    MODE,
+    MODES,
+    PROCESS,
+    SIMULATOR,
+    WORST,
+)
 from flap_nvflare.experiments.show import Show
 from flap_nvflare.settings import Federation, SettingsError
 
-PROCESS, SIMULATOR = "process", "simulator"
 ENGINES = (PROCESS, SIMULATOR)
 GRIDS = Path(__file__).parent / "grids"
 _LONGEST = 120  # characters of a folder's name; a file system takes 255 bytes

@@ -81,7 +81,7 @@ class GridFile:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"cannot be read as YAML: {error}") from error
         defaults = {one.name: getattr(cls(), one.name) for one in dataclasses.fields(cls)}
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in named("the file", values).items():
             expect(name in defaults, "line", name, f"one of {tuple(defaults)}")
             kind = type(defaults[name])

@@ -15,9 +15,17 @@ from flap_nvflare.report.units import plain_text
 Cell = Mapping[str, Any]
 FEDERATED, ALONE, POOLED = "federated", "alone", "pooled"
 MODES = {FEDERATED: "federated", ALONE: "each site alone", POOLED: "pooled data"}  # as shown
+PROCESS, SIMULATOR = "process", "simulator"  # engines: here, or under FLARE
 MODE = "mode"  # may be an axis as well
 WORST = "worst site"
 DATA = "data."  # before an axis that is a knob of the scans
+# Settings of what happens between sites, or after the training.
+_OF_THE_FEDERATION = {
+    "rule", "gauge", "moments", "energy", "hostile", "site_ranks", "optimizer", "proximal_weight",
+    "proximal_on", "server_rate", "server_momentum", "personal", "ditto_weight", "sites_per_round",
+    "upload", "download", "dp_clip", "dp_noise", "dp_delta", "encryption", "weight_by",
+    "min_sites", "train_timeout", "straggler_wait", "cross_site", "tracking",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,9 @@ def dice(cell: Cell, name: str) -> float | None:
 def gain(cell: Cell, cells: Sequence[Cell]) -> float | None:
     """A federation's mean Dice less that of its sites alone; None if nobody has trained alone.
 
-    The partner among `cells` has the same seed, method and values; where several have, as rows of
-    their own name may, the one with the same settings.
+    The partner among `cells` has the same seed and values. Unless the mode is an axis, it has the
+    same settings as well, but for those that a site alone has no use for; where several have, as
+    rows of their own name may, all settings.
     """
     if cell["mode"] != FEDERATED:
         return None
@@ -168,9 +177,18 @@ def _differs(groups: Sequence[Group], axis: str) -> bool:
 
 
 def _partner_key(cell: Cell) -> str:
-    """What a federation and its sites alone have in common; a grid may vary the mode as well."""
+    """What a federation and its sites alone have in common.
+
+    Where the mode is an axis, the grid says itself which cells belong together, and what follows
+    a mode, such as another learning rate, is its own.
+    """
     values = {axis: value for axis, value in cell["varied"].items() if axis != MODE}
-    return _text([cell["seed"], cell["federation"].get("method"), values])
+    if MODE in cell["varied"]:
+        return _text([cell["seed"], values, cell["name"]])
+    settings = {
+        name: value for name, value in cell["federation"].items() if name not in _OF_THE_FEDERATION
+    }
+    return _text([cell["seed"], values, settings])
 
 
 def _text(value: Any) -> str:

@@ -29,6 +29,7 @@ def write_shown(cells: Sequence[Cell], show: Show, out: Path, command: str) -> s
         SettingsError: if there are plots and matplotlib is not installed.
         ValueError: if a column or a plot finds nothing in the cells.
     """
+    check_drawing(show)
     text = tables.table(cells, show.columns, spread_as=show.spread, command=command)
     if any("history" in cell for cell in cells):
         text += "\n\n" + tables.curve_table(cells, spread_as=show.spread)
@@ -41,3 +42,16 @@ def write_shown(cells: Sequence[Cell], show: Show, out: Path, command: str) -> s
             draw = getattr(plots, plot.kind)
             draw(cells, **plot.options).save(out / f"{name}{PLOT}")
     return text
+
+
+def check_drawing(show: Show) -> None:
+    """Refuses plots where nothing can draw them, best before the training.
+
+    Raises:
+        SettingsError: if there are plots and matplotlib is not installed.
+    """
+    if show.plots:
+        from flap_nvflare.experiments.drawing import style
+
+        with style():
+            pass

@@ -11,6 +11,8 @@ from flap_nvflare.experiments.groups import (
     FEDERATED,
     MODE,
     MODES,
+    PROCESS,
+    SIMULATOR,
     WORST,
     Cell,
     Group,
@@ -18,6 +20,7 @@ from flap_nvflare.experiments.groups import (
     axis_title,
     elsewhere,
     grouped,
+    labels,
     seeds_text,
     synthetic,
     value_text,
@@ -81,12 +84,13 @@ def curve_table(cells: Sequence[Cell], *, spread_as: str = "interval") -> str:
     Seconds are of one machine, the sites one after another. Cells without `history` are left out.
     """
     lines = ["| run | round | seconds | validation Dice | seeds |", "|---|---:|---:|---:|---:|"]
-    for group in grouped([cell for cell in cells if "history" in cell]):
+    groups = grouped([cell for cell in cells if "history" in cell])
+    for name, group in zip(labels(groups), groups, strict=True):
         for points in zip(*(cell["history"] for cell in group.cells), strict=True):
             seconds = statistics.fmean(point["seconds"] for point in points)
             dice = dice_text([point["dice"]["mean"] for point in points], spread_as)
             number = points[0]["round"] + 1
-            shown = (group.name, str(number), f"{seconds:.1f}", dice, str(len(points)))
+            shown = (name, str(number), f"{seconds:.1f}", dice, str(len(points)))
             lines.append(_line(shown))
     return "\n".join(lines)
 
@@ -99,7 +103,7 @@ def caption(
     if "gain" in columns:
         said.append("gain: points of mean Dice over the sites alone, paired by seed")
     if {"up", "down"} & set(columns):
-        said.append("bytes up and down: of one site and round, without FLARE's envelope")
+        said.append(f"bytes up and down: of one site and round, {_envelope(cells)}")
     if "total" in columns:
         said.append("total: of all sites and rounds, both ways")
     if "of full" in columns:
@@ -211,7 +215,7 @@ def total_megabytes(cell: Cell) -> float | None:
     settings = cell["federation"]
     if up is None or down is None or not settings.get("rounds"):
         return None
-    sites = settings.get("sites_per_round") or len(cell["sites"])
+    sites = min(settings.get("sites_per_round") or len(cell["sites"]), len(cell["sites"]))
     return float((up + down) * sites * settings["rounds"] / 1e6)
 
 
@@ -252,6 +256,15 @@ def _seeds(group: Group) -> str:
 
 def _engines(cells: Sequence[Cell]) -> str:
     return " and ".join(dict.fromkeys(str(cell.get("engine") or "not known") for cell in cells))
+
+
+def _envelope(cells: Sequence[Cell]) -> str:
+    """Whether the bytes are of FLARE's messages, or of what is in them."""
+    known = {cell.get("engine") for cell in cells if cell.get("wire")}
+    return {
+        frozenset({SIMULATOR}): "with FLARE's envelope",
+        frozenset({SIMULATOR, PROCESS}): "in the simulator with FLARE's envelope, else without",
+    }.get(frozenset(known), "without FLARE's envelope")
 
 
 def _versions(cells: Sequence[Cell]) -> str:

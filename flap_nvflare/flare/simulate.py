@@ -9,6 +9,7 @@ FLAP_DATA_ROOT where the scans are. FLARE may end a refused job with 0: look for
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from pathlib import Path
 from nvflare.recipe import SimEnv
 
 from flap_nvflare.flare.recipe import FlapRecipe
+from flap_nvflare.parents import end_with_parent
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the federation of the command line."""
+    """Runs the federation of the command line; FLARE ends its own processes when interrupted."""
+    end_with_parent(signal.SIGINT)
     settings, workspace, job, threads, *sites = arguments
     changes = json.loads(Path(settings).read_text(encoding="utf-8"))
     env = SimEnv(clients=sites, num_threads=min(int(threads), len(sites)), workspace_root=workspace)

@@ -9,7 +9,7 @@ from made_up_cells import cell
 
 from flap_nvflare.experiments.groups import gain, grouped, labels
 from flap_nvflare.experiments.show import COLUMNS
-from flap_nvflare.experiments.tables import points_text, table
+from flap_nvflare.experiments.tables import curve_table, points_text, table
 
 
 def rows(text: str) -> list[list[str]]:
@@ -80,6 +80,42 @@ def test_gain_of_named_rows_is_over_the_sites_alone_with_the_same_method() -> No
     again = cell(0.35, name="again", mode="alone", **settings("full", "mean"))
     assert gain(mean, [mean, *alone, again]) == pytest.approx(0.15)
     assert gain(mean, [mean, *alone, {**alone[0], "name": "again"}]) is None
+
+
+def test_gain_is_over_sites_alone_with_what_matters_to_them() -> None:
+    def settings(rank: int, up: list[str]) -> dict[str, Any]:
+        return {"federation": {"method": "flap", "rank": rank, "upload": up}}
+
+    alone = cell(0.3, name="alone", mode="alone", **settings(4, []))
+    coded = cell(0.5, name="int8", **settings(4, ["int8"]))
+    assert gain(coded, [coded, alone]) == pytest.approx(0.2)
+    larger = cell(0.5, name="rank 8", **settings(8, []))
+    assert gain(larger, [larger, alone]) is None
+    # Where the mode is an axis the grid says who belongs together, whatever follows a mode.
+    pair = [
+        cell(dice, mode=mode, varied={"mode": mode}, **settings(rank, []))
+        for dice, mode, rank in ((0.5, "federated", 8), (0.4, "alone", 4))
+    ]
+    assert gain(pair[0], pair) == pytest.approx(0.1)
+
+
+def test_a_curve_says_of_which_row_it_is() -> None:
+    history = [{"round": 0, "seconds": 2.0, "dice": {"mean": 0.25}}]
+    cells = [cell(0.5, varied={"rank": rank}, history=history) for rank in (4, 8)]
+    assert rows(curve_table([*cells, cell(0.5, varied={"rank": 2})]))[1:] == [
+        ["rank 4", "1", "2.0", "25.0", "1"],
+        ["rank 8", "1", "2.0", "25.0", "1"],
+    ]
+
+
+def test_the_envelope_is_said_by_engine() -> None:
+    here, there = (cell(0.5, seed, engine=one) for seed, one in enumerate(("process", "simulator")))
+    for cells, said in (
+        ([here], "round, without FLARE's envelope"),
+        ([there], "round, with FLARE's envelope"),
+        ([here, there], "round, in the simulator with FLARE's envelope, else without"),
+    ):
+        assert said in last_line(table(cells, ["up"]))
 
 
 def test_a_loss_has_a_minus_and_missing_partners_are_counted() -> None:
