@@ -59,7 +59,9 @@ def test_every_module_and_test_that_a_page_runs_is_there() -> None:
 def test_every_setting_that_a_page_changes_exists() -> None:
     whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     names = {
-        name for line in re.findall(r"--set ([^`\n]+)", whole) for name in re.findall(r"(\w+)=", line)
+        name
+        for line in re.findall(r"--set ([^`\n]+)", whole)
+        for name in re.findall(r"(\w+)=", line)
     }
     assert names
     assert names <= set(Federation().to_dict())
