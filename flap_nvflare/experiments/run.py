@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ def _failure(cell: Cell, desk: Desk, error: Exception) -> str:
 
 def _begin_process() -> None:
     """Makes a process ready for cells, before torch is loaded in it."""
-    end_with_parent(signal.SIGKILL)
+    parent = parent_process()
+    end_with_parent(signal.SIGKILL, parent.pid or 0 if parent else 0)
     os.dup2(2, 1)  # what a library prints is none of the command's answer
     os.environ.update({name: os.environ.get(name, one) for name, one in _ONE_THREAD.items()})
