@@ -3,7 +3,8 @@
     python -m flap_nvflare.bench.scale jobs/fed_kits --sites 10 50 100 --threads 8 --out rows.jsonl
 
 Synthetic scans, two training cases and one test case a site. Each row is a run of `nvflare
-simulator` as a user starts it, watched from outside; all else comes from the files that it leaves.
+simulator` as a user starts it, or with --forked of `flap_nvflare.flare.simulate`, watched from
+outside; all else comes from the files that it leaves.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class ScaleFigures:
     Attributes:
         sites, threads: of the run; with as many threads as sites their processes stay, with fewer
             every task of a site is a process of its own.
+        forked: whether those processes were forked from one that had imported all they need.
         settings: what the job's settings were changed to.
         round_seconds: of every round that ended, from the server's task to its aggregate.
         seconds: of the whole command, the scores at the end included.
@@ -66,6 +68,7 @@ class ScaleFigures:
 
     sites: int
     threads: int
+    forked: bool
     settings: Mapping[str, Any]
     round_seconds: tuple[float, ...]
     seconds: float
@@ -81,9 +84,9 @@ class ScaleFigures:
 
 
 TABLE_HEAD = (
-    "| sites | threads | rounds | s a round | s in all | CPU s in all | MB up | MB down "
+    "| sites | threads | start | rounds | s a round | s in all | CPU s in all | MB up | MB down "
     "| server MB | sites MB | processes | test Dice | lost, errors |\n"
-    "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -101,6 +104,7 @@ def table_line(one: ScaleFigures) -> str:
     cells = (
         f"{one.sites}",
         f"{one.threads}",
+        "forked" if one.forked else "new",
         f"{len(one.round_seconds)}",
         ", ".join(f"{seconds:.0f}" for seconds in one.round_seconds),
         f"{one.seconds:.0f}",
@@ -119,6 +123,7 @@ def measure(
     threads: int,
     settings: Mapping[str, Any],
     folder: Path,
+    forked: bool = False,
     timeout: float = 3600.0,
 ) -> ScaleFigures:
     """Runs the job with so many sites and says what it cost.
@@ -129,6 +134,7 @@ def measure(
         threads: FLARE's `-t`; with more than there are sites it is that number.
         settings: changes to the job's `federation.yaml`.
         folder: empty or of an earlier call; scans, job and results lie there.
+        forked: whether `flap_nvflare.flare.simulate` runs it in place of `nvflare simulator`.
         timeout: seconds the run may take.
 
     Raises:
@@ -145,7 +151,7 @@ def measure(
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with (home / "output.txt").open("wb") as output:
         process = subprocess.Popen(
-            [*_simulator(), str(ours), "-w", str(home / "work"), "-t", str(threads)],
+            [*_simulator(forked), str(ours), "-w", str(home / "work"), "-t", str(threads)],
             env=_environment(home, scans),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -161,6 +167,7 @@ def measure(
     return ScaleFigures(
         sites=sites,
         threads=threads,
+        forked=forked,
         settings=dict(settings),
         seconds=round(seconds, 1),
         cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
@@ -246,8 +253,9 @@ def _write_scans(folder: Path, phantoms: Phantoms) -> None:
         )
 
 
-def _simulator() -> list[str]:
-    return [sys.executable, "-m", "nvflare.cli", "simulator"]
+def _simulator(forked: bool) -> list[str]:
+    ours, plain = ["flap_nvflare.flare.simulate"], ["nvflare.cli", "simulator"]
+    return [sys.executable, "-m", *(ours if forked else plain)]
 
 
 def _environment(home: Path, scans: Path) -> dict[str, str]:
@@ -266,6 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sites", type=int, nargs="+", default=[10, 50, 100])
     parser.add_argument("--threads", type=int, nargs="+", default=[8], help="of the simulator")
     parser.add_argument(
+        "--forked", action="store_true", help="fork the sites' processes: flare.simulate"
+    )
+    parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings; {dict(SETTINGS)}"
     )
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds a run may take")
@@ -281,7 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{os.cpu_count()} cores\n\n{TABLE_HEAD}", flush=True)
             for sites in parsed.sites:
                 for threads in parsed.threads:
-                    one = measure(parsed.job, sites, threads, settings, folder, parsed.timeout)
+                    one = measure(
+                        parsed.job,
+                        sites,
+                        threads,
+                        settings,
+                        folder,
+                        parsed.forked,
+                        parsed.timeout,
+                    )
                     print(table_line(one), flush=True)
                     if parsed.out:
                         with parsed.out.open("a", encoding="utf-8") as file:

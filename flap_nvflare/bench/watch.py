@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 import psutil
 
-SITE_MODULE = "nvflare.private.fed.app.simulator.simulator_worker"
+# In the command lines of sites' processes: those that were started, and those that were forked,
+# which have that of their server.
+SITE_MODULES = (
+    "nvflare.private.fed.app.simulator.simulator_worker",
+    "flap_nvflare.flare.fork_server",
+)
 PERIOD = 1.0
 # Looking at a process costs the kernel a walk through its pages: at most a tenth of the time.
 _SHARE = 0.1
@@ -30,8 +35,8 @@ class Peaks:
     Attributes:
         round: finished rounds at that time.
         server: bytes of the simulator's own processes, in which the server runs.
-        sites: bytes of all sites' processes together.
-        processes: the most sites' processes at one time.
+        sites: bytes of all sites' processes together, the server of forks among them.
+        processes: the most of them at one time.
         site: bytes of the largest process of a site.
     """
 
@@ -57,7 +62,7 @@ def sample(root: psutil.Process, finished: int) -> Peaks:
     server, sites = 0, []
     for process in (root, *root.children(recursive=True)):
         try:
-            of_site = SITE_MODULE in process.cmdline()
+            of_site = not {*SITE_MODULES}.isdisjoint(process.cmdline())
             held = int(process.memory_full_info().pss)
         except psutil.Error:  # has just ended
             continue
