@@ -42,7 +42,7 @@ SETTINGS: Mapping[str, Any] = {
     "cross_site": "global",
 }
 TRAIN, TEST = 2, 1
-_ERROR = re.compile(r"^\S+ \S+ - .* - (ERROR|CRITICAL) - (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^\S+ \S+ - (?:\S+ - )?(?:ERROR|CRITICAL) - (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def results(home: Path) -> dict[str, Any]:
         "dice": {name: round(statistics.mean(found), 4) for name, found in known.items() if found},
         "scored": len(scores),
         "lost": sum(len(set(line["taking_part"]) - set(line["sites"])) for line in lines),
-        "errors": tuple(text[:200] for _, text in _ERROR.findall(said)[:10]),
+        "errors": tuple(text[:200] for text in _ERROR.findall(said)[:10]),
     }
 
 

@@ -32,7 +32,6 @@ MODULES = (
     "flap_nvflare.data.prepared",
     "flap_nvflare.training.loss",
     "flap_nvflare.training.site_round",
-    "segment_anything",
     "torch._dynamo",  # which an optimiser's first step imports
 )
 
