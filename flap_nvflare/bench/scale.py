@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -285,6 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     changes = (text.partition("=") for text in parsed.set)
     settings = {**SETTINGS, **{name: yaml.safe_load(value) for name, _, value in changes}}
+    # Also `timeout` and a job's time limit end the simulator with all its processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scale: ended by SIGTERM"))
     with ExitStack() as stack:
         folder = parsed.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,7 @@ def _fork(link: socket.socket, others: Sequence[socket.socket]) -> int:
         for other in (link, *others):
             other.close()
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for stream, number in zip(streams, (1, 2), strict=True):
             os.dup2(stream, number)
             os.close(stream)
