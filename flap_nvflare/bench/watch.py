@@ -17,7 +17,7 @@ import psutil
 # which have that of their server.
 SITE_MODULES = (
     "nvflare.private.fed.app.simulator.simulator_worker",
-    "flap_nvflare.flare.fork_server",
+    "flap_nvflare.fork_server",
 )
 PERIOD = 1.0
 # Looking at a process costs the kernel a walk through its pages: at most a tenth of the time.

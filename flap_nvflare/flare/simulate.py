@@ -21,7 +21,7 @@ from typing import Any
 from nvflare.private.fed.app.simulator import simulator_runner
 from nvflare.private.fed.app.simulator.simulator import define_simulator_parser, run_simulator
 
-from flap_nvflare.flare.fork_server import Forked, ForkServer
+from flap_nvflare.fork_server import Forked, ForkServer
 
 MODULES = (
     "nvflare.private.fed.app.simulator.simulator_worker",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flap_nvflare.flare.fork_server import Forked, ForkServer
+from flap_nvflare.fork_server import Forked, ForkServer
 
 SAYS = """
 import json, os, sys
