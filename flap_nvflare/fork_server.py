@@ -8,6 +8,7 @@ only, so that nothing is lost in a fork. For Linux and macOS.
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
 import gc
 import importlib
@@ -208,6 +209,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str) -> int:
         return 1
     # What `python` does at its end: threads that are no daemons keep the process alive.
     threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
     return 0
 
 

@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "waits.py").write_text("import time; time.sleep(60)")
     (folder / "fails.py").write_text("raise ValueError('on purpose')")
     (folder / "ends_later.py").write_text(
-        "import threading, time\n"
+        "import atexit, threading, time\n"
+        "atexit.register(print, 'last', flush=True)\n"
         "def late():\n    time.sleep(0.5)\n    print('late', flush=True)\n"
         "threading.Thread(target=late).start()\n"
     )
@@ -82,11 +83,11 @@ def test_an_error_is_shown_and_the_next_process_runs(
     assert _run(server, folder, "says").wait(30) == 0
 
 
-def test_threads_are_waited_for(
+def test_threads_are_waited_for_and_what_is_to_be_done_at_the_end_is_done(
     server: ForkServer, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(server, folder, "ends_later").wait(30) == 0
-    assert capfd.readouterr().out == "late\n"
+    assert capfd.readouterr().out == "late\nlast\n"
 
 
 def test_a_server_that_can_not_import_is_an_error(tmp_path: Path) -> None:
