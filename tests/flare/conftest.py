@@ -42,9 +42,14 @@ class Simulation:
             settings.write_text(yaml.safe_dump({**values, **self.changes}), encoding="utf-8")
         return job / "app" / "config" / name
 
-    def start(self, threads: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, threads: int | None = None, forked: bool = False, **environment: str
+    ) -> subprocess.Popen[str]:
         job = self.config("federation.yaml").parents[2]
-        command = [str(Path(sys.executable).parent / "nvflare"), "simulator", str(job)]
+        command = [str(Path(sys.executable).parent / "nvflare"), "simulator"]
+        if forked:
+            command = [sys.executable, "-m", "flap_nvflare.flare.forked_simulator"]
+        command.append(str(job))
         command += ["-c", ",".join(self.sites), "-t", str(threads or len(self.sites))]
         return self._popen([*command, "-w", str(self.folder / "work")], **environment)
 

@@ -92,6 +92,15 @@ def same_without_flare(simulated: Any, run: Path, federation: Federation, folder
 
 
 @pytest.mark.slow
+def test_forked_sites_give_the_run_in_one_process(simulation: Callable, tmp_path: Path) -> None:
+    forked = simulation("forked", changes=TINY)
+    # One thread for two sites: every task has a process of its own.
+    run = forked.finish(forked.start(threads=1, forked=True))
+    assert len(forked.lines(run)) == 2, forked.output()[-4000:]
+    same_without_flare(forked, run, Federation(**TINY), tmp_path)
+
+
+@pytest.mark.slow
 def test_an_offset_and_control_variates_are_those_of_one_process(
     simulation: Callable, tmp_path: Path
 ) -> None:
