@@ -3,8 +3,8 @@
     python -m flap_nvflare.bench.scale jobs/fed_kits --sites 10 50 100 --threads 8 --out rows.jsonl
 
 Synthetic scans, two training cases and one test case a site. Each row is a run of `nvflare
-simulator` as a user starts it, or with --forked of `flap_nvflare.flare.forked_simulator`, watched from
-outside; all else comes from the files that it leaves.
+simulator` as a user starts it, or with --forked of `flap_nvflare.flare.forked_simulator`, watched
+from outside; all else comes from the files that it leaves.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def measure(
         threads: FLARE's `-t`; with more than there are sites it is that number.
         settings: changes to the job's `federation.yaml`.
         folder: empty or of an earlier call; scans, job and results lie there.
-        forked: whether `flap_nvflare.flare.forked_simulator` runs it in place of `nvflare simulator`.
+        forked: whether `flare.forked_simulator` runs it in place of `nvflare simulator`.
         timeout: seconds the run may take.
 
     Raises:

@@ -1,4 +1,6 @@
-"""FLARE's simulator with sites that are forked: `python -m flap_nvflare.flare.forked_simulator JOB -t 8`.
+"""FLARE's simulator with sites that are forked, and not started.
+
+    python -m flap_nvflare.flare.forked_simulator JOB -t 8
 
 The same options, the same job, the same result as with `nvflare simulator`. There each task of a
 site is a new Python process (with as many threads as sites: each site), and most of its time goes
