@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     define_simulator_parser(parser)
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="flap_forks_") as folder:
-        server = ForkServer(Path(folder) / "socket", MODULES)
+        try:
+            server = ForkServer(Path(folder) / "socket", MODULES)
+        except OSError as error:
+            print(f"simulate: {error}; see above why", file=sys.stderr)
+            return 1
         own = simulator_runner.subprocess
         simulator_runner.subprocess = _forking(server, own)
         try:
