@@ -260,7 +260,7 @@ def _engines(cells: Sequence[Cell]) -> str:
 
 def _envelope(cells: Sequence[Cell]) -> str:
     """Whether the bytes are of FLARE's messages, or of what is in them."""
-    known = {cell.get("engine") for cell in cells if cell.get("wire")}
+    known = {str(cell.get("engine")) for cell in cells if cell.get("wire")}
     return {
         frozenset({SIMULATOR}): "with FLARE's envelope",
         frozenset({SIMULATOR, PROCESS}): "in the simulator with FLARE's envelope, else without",
