@@ -240,7 +240,7 @@ def _data(values: Any) -> Phantoms | Path:
     if "root" in values:
         expect(len(values) == 1, "data", sorted(values), "root alone: its scans are as they are")
         return Path(str(values["root"])).expanduser().absolute()
-    known = dataclasses.asdict(Phantoms())
+    known = data_values(Phantoms())
     for name, value in values.items():
         expect(name in known, "data", name, f"root, or one of {sorted(known)}")
         kinds = (int, float) if isinstance(known[name], float) else (type(known[name]),)
