@@ -25,12 +25,9 @@ from nvflare.private.fed.app.simulator.simulator import define_simulator_parser,
 
 from flap_nvflare.fork_server import Forked, ForkServer
 
+# Nothing of FLARE, which draws at import what must differ between processes: with one and the same
+# number of its first stream, the second process of a site waits for five minutes.
 MODULES = (
-    "nvflare.private.fed.app.simulator.simulator_worker",
-    "flap_nvflare.flare.executor",
-    "flap_nvflare.flare.coding",
-    "flap_nvflare.flare.encryption",
-    "flap_nvflare.flare.filters",
     "flap_nvflare.bundle.workflow",
     "flap_nvflare.bundle.builders",
     "flap_nvflare.data.augment",
