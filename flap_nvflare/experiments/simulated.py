@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -132,7 +131,7 @@ def _wait_for(command: Sequence[str], environment: Mapping[str, str], log: Path)
         try:
             return process.wait()
         except BaseException:
-            process.send_signal(signal.SIGINT)  # on which FLARE ends its own processes
+            process.terminate()  # on which it ends FLARE's processes
             raise
 
 

@@ -21,8 +21,11 @@ from flap_nvflare.parents import end_with_parent
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the federation of the command line; FLARE ends its own processes when interrupted."""
-    end_with_parent(signal.SIGINT)
+    """Runs the federation of the command line."""
+    # FLARE ends its own processes when interrupted; a shell lets what it runs in the background
+    # ignore the keyboard's signal, so it is another one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_parent(signal.SIGTERM)
     settings, workspace, job, threads, *sites = arguments
     changes = json.loads(Path(settings).read_text(encoding="utf-8"))
     env = SimEnv(clients=sites, num_threads=min(int(threads), len(sites)), workspace_root=workspace)
