@@ -11,8 +11,9 @@ from flap_nvflare.experiments.grid import GRIDS, read_grid
 from flap_nvflare.experiments.run import read_results
 from flap_nvflare.experiments.shown import write_shown
 
-RESULTS = GRIDS.parent / "results"
-PAGE = (GRIDS.parent / "README.md").read_text(encoding="utf-8")
+ROOM = Path(__file__).parents[2] / "flap_nvflare" / "experiments"  # not what is installed of it
+RESULTS = ROOM / "results"
+PAGE = (ROOM / "README.md").read_text(encoding="utf-8")
 KEPT = sorted(RESULTS.glob("*.json"))
 
 

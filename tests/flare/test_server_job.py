@@ -287,7 +287,7 @@ def test_the_servers_log_says_why_a_job_does_not_open(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     panics: list[str] = []
-    controller = FlapController(federation={**SETTINGS.to_dict(), "rule": "avg"})
+    controller = FlapController(run_name="test", federation={**SETTINGS.to_dict(), "rule": "avg"})
     clients = [SimpleNamespace(name=name) for name in SITES]
     controller._engine = SimpleNamespace(get_clients=lambda: clients)
     monkeypatch.setattr(controller, "system_panic", lambda text, context: panics.append(text))
