@@ -215,7 +215,7 @@ def test_the_recipe_hands_the_names_to_its_filters(tmp_path: Path) -> None:
     assert all(names == list(NAMED) for names in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_sites_train_it_in_a_simulation(simulation: Callable, tmp_path: Path) -> None:
     write_sites(tmp_path / "scans", ("A", "B"))
     file = write_unet(tmp_path)

@@ -130,11 +130,11 @@ def test_the_simulator_trains_where_it_is_asked(
     ("what", "reason", "numbers"),
     [
         ("killed", "trainer_killed", {"exit_code": -9}),
-        pytest.param("left", "trainer_killed", {"exit_code": 3}, marks=pytest.mark.slow),
+        pytest.param("left", "trainer_killed", {"exit_code": 3}, marks=pytest.mark.long),
         ("memory", "out_of_memory", {}),
-        pytest.param("cuda", "out_of_memory", {}, marks=pytest.mark.slow),
+        pytest.param("cuda", "out_of_memory", {}, marks=pytest.mark.long),
         ("disk", "disk_full", {}),
-        pytest.param("scan", "data_missing", {}, marks=pytest.mark.slow),
+        pytest.param("scan", "data_missing", {}, marks=pytest.mark.long),
         ("hangs", "trainer_timeout", {"seconds": 4}),
     ],
 )

@@ -91,7 +91,7 @@ def same_without_flare(simulated: Any, run: Path, federation: Federation, folder
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_forked_sites_give_the_run_in_one_process(simulation: Callable, tmp_path: Path) -> None:
     settings = {**TINY, "rounds": 1}
     forked = simulation("forked", changes=settings)
@@ -116,7 +116,7 @@ def test_an_offset_and_control_variates_are_those_of_one_process(
 @pytest.mark.parametrize(
     "rule",
     [
-        pytest.param("stack", marks=pytest.mark.slow),
+        pytest.param("stack", marks=pytest.mark.long),
         pytest.param("share_a", marks=pytest.mark.slow),
         pytest.param("core", marks=pytest.mark.long),
         pytest.param("alternate", marks=pytest.mark.long),

@@ -15,7 +15,7 @@ from flap_nvflare.flare.figures import ALL_SITES
 TINY = {"image_size": 32, "local_epochs": 1, "cross_site": "global"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_is_shown_in_tensorboard(simulation: Callable) -> None:
     changes = {**TINY, "rounds": 2, "tracking": "tensorboard"}
     one = simulation(sites=("A",), changes=changes)
