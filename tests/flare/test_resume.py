@@ -49,7 +49,7 @@ def process_of(parents: Sequence[int], word: str) -> int:
 
 SCAFFOLD = {"rule": "residual", "optimizer": "scaffold", "image_size": 32}
 CASES = (
-    ("site", {}, "site", pytest.mark.slow),
+    ("site", {}, "site", pytest.mark.long),
     ("server", {}, "server", pytest.mark.slow),
     ("server", SCAFFOLD, "server, residual and scaffold", pytest.mark.long),
     ("server", {**CODED, "image_size": 32}, "server, coded", pytest.mark.long),

@@ -148,7 +148,7 @@ def test_a_rule_that_trains_or_sends_other_parts_runs_to_its_end(
         assert down[1] > 1.1 * down[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_process_for_every_task_and_the_recipe_give_the_same_bytes(simulation: Callable) -> None:
     kept = simulation("kept", changes=SMALL).run(threads=2)
