@@ -77,7 +77,7 @@ class Outcome:
             "seed": self.federation.seed,
             "parameters": sum(t.numel() for t in next(iter(self.tensors.values())).values()),
             "seconds": round(self.seconds, 1),
-            "mean": _site_means(self.scores.values(), self.federation),
+            "mean": site_means(self.scores.values(), self.federation),
             "sites": {site: score["dice"] for site, score in self.scores.items()},
             "federation": self.federation.to_dict(),
         }
@@ -125,14 +125,15 @@ class Curve:
         lines, seconds = [], 0.0
         for round_index in sorted(self._spent):
             seconds += self._spent[round_index]
-            dice = _site_means(self._scores[round_index].values(), federation)
+            dice = site_means(self._scores[round_index].values(), federation)
             lines.append({"round": round_index, "seconds": round(seconds, 3), "dice": dice})
         return lines
 
 
-def _site_means(
+def site_means(
     scores: Iterable[Mapping[str, Any]], federation: Federation
 ) -> dict[str, float | None]:
+    """Mean over sites of each class's Dice and of their `mean`, to four digits; None without."""
     scores, means = list(scores), {}
     for name in (*federation.class_names, "mean"):
         mean = _site_mean(scores, name)
@@ -234,17 +235,18 @@ def _without_server(
     else:
         pooled = build_work(federation, joined)
         models = {"pooled": _train_through(pooled, progress, track, tuple(flows))}
-    scores = {}
-    for name, flow in flows.items():
-        flow.load_adapter(models[name] if mode == "alone" else models["pooled"])
-        scores[name] = flow.evaluate("test").to_dict()
-    elsewhere = {}
-    for other, its_flows in others.items():
-        found = []
-        for flow in its_flows.values():
-            flow.load_adapter(models["pooled"])
-            found.append(flow.evaluate("test").to_dict())
-        elsewhere[other] = _site_means(found, federation)
+
+    def scored(there: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        scores = {}
+        for name, flow in there.items():
+            flow.load_adapter(models[name if mode == "alone" else "pooled"])
+            scores[name] = flow.evaluate("test").to_dict()
+        return scores
+
+    scores = scored(flows)
+    elsewhere = {
+        name: site_means(scored(there).values(), federation) for name, there in others.items()
+    }
     seconds = time.perf_counter() - started
     history = [] if track is None else track.history(federation)
     return Outcome(mode, federation, models, scores, seconds, history, elsewhere=elsewhere)
@@ -270,7 +272,7 @@ def _federated(
             name: SiteRound(flow, folder / "elsewhere" / other / name)
             for name, flow in its_flows.items()
         }
-        elsewhere[other] = _site_means(_scored(there, done.state).values(), federation)
+        elsewhere[other] = site_means(_scored(there, done.state).values(), federation)
     return Outcome(
         mode="federated",
         federation=federation,

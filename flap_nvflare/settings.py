@@ -52,6 +52,11 @@ _MOST_PATTERNS = 64
 PATTERNS = f"a list of 1 to {_MOST_PATTERNS} names of letters, digits, '_', '.' and '*'"
 
 
+def own_home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this package keeps what is its user's: FLAP_HOME, else `.flap_nvflare` at home."""
+    return Path(environment.get(HOME_VARIABLE) or Path.home() / ".flap_nvflare")
+
+
 class SettingsError(ValueError):
     """A setting is missing, unknown or out of range; the message names it and the mend."""
 

@@ -56,6 +56,12 @@ class Canvas:
         self.x = axes[2][None, None, :] + self.noise((4, 6, 6), 3.0)
         self.rough = self.noise((7, 14, 14), 1.0)
 
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), from (z, y, x) in voxels to mm as NIfTI counts them."""
+        depth, height, width = self.spacing
+        return np.diag([-depth, -height, -width, 1.0])[[2, 1, 0, 3]]
+
     def noise(self, cells: tuple[int, int, int], deviation: float) -> np.ndarray:
         """Smooth noise (S, H, W) float32: cubic B-splines over a random grid, cut at 3 sigma."""
         grid = self.rng.standard_normal(tuple(n + 3 for n in cells), dtype=np.float32)

@@ -98,11 +98,7 @@ def phantom_case(
     if index in (0, scanner.train, FIRST_TEST) or rng.random() < scanner.tumours:
         for _ in range(1 + int(rng.random() < 0.15)):
             paint_tumour(canvas, kidneys[int(rng.integers(len(kidneys)))], phase)
-    return (
-        pictured.scan(canvas, scanner),
-        canvas.label,
-        np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]],
-    )
+    return pictured.scan(canvas, scanner), canvas.label, canvas.affine
 
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,8 +19,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from flap_nvflare.data.cases import MANIFEST
 from flap_nvflare.data.errors import DataError
-
-_PRIVATE = ".phantom-"
+from flap_nvflare.data.place import place
 
 # Scan (S, H, W), mask (S, H, W) uint8 on the same grid, affine (4, 4).
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -130,29 +127,6 @@ def claim(folder: Path, values: Mapping[str, object], names: Iterable[str]) -> N
     for inner, own in _own_names(names).items():
         if (folder / inner).is_dir():
             _refuse_foreign(folder / inner, _visible(folder / inner) - own)
-
-
-def place(path: Path, data: bytes, only_if_missing: bool = False) -> None:
-    """Writes a file at once, never in part; makes the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_PRIVATE, dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    part = Path(name)
-    part.chmod(0o644)
-    try:
-        if only_if_missing:
-            path.hardlink_to(part)
-        else:
-            part.replace(path)
-    except FileExistsError:
-        pass  # another process was faster
-    except OSError:
-        if not only_if_missing:
-            raise
-        part.replace(path)  # a file system without hard links
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray, axes: str) -> bytes:

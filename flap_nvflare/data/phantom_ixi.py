@@ -73,7 +73,7 @@ def head_case(site: str, index: int, seed: int, difference: float = 1.0) -> Draw
     canvas = TissueCanvas((_SLICES, _SIDE, _SIDE), (step, pixel, pixel), rng)
     paint_head(canvas)
     scan = acquire(signal_of(canvas, scanner), canvas.spacing, scanner, rng)
-    return scan, canvas.label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
+    return scan, canvas.label, canvas.affine
 
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:

@@ -118,7 +118,7 @@ def pelvis_case(site: str, index: int, seed: int, difference: float = 1.0) -> Dr
     coil = paint_pelvis(canvas, coil=scanner.endorectal > 0)
     scan = acquire(signal_of(canvas, scanner), canvas.spacing, scanner, rng, coil)
     label = canvas.label if hospital.zones else (canvas.label > 0) * np.uint8(PERIPHERAL)
-    return scan, label, np.diag([-step, -pixel, -pixel, 1.0])[[2, 1, 0, 3]]
+    return scan, label, canvas.affine
 
 
 def phantom_folder(phantoms: Phantoms) -> PhantomFolder:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flap_nvflare.data.cases import CASE_NAME, SPLITS
 from flap_nvflare.data.errors import DataError
+from flap_nvflare.data.place import place
 from flap_nvflare.data.tables import read_rows
 
 SITES = "sites.csv"
@@ -79,13 +78,6 @@ def write_sites(root: Path, rows: Iterable[tuple[str, str, str]]) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([COLUMNS, *rows])
     table = root / SITES
-    handle, beside = tempfile.mkstemp(dir=root, prefix=f".{SITES}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-        # As readable as the folder's other files: it names cases, which their folders do as well.
-        Path(beside).chmod(0o644)
-        Path(beside).replace(table)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    # As readable as the folder's other files: it names cases, which their folders do as well.
+    place(table, text.getvalue().encode())
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flap_nvflare.settings import HOME_VARIABLE
+from flap_nvflare.settings import own_home
 
 if TYPE_CHECKING:
     from flap_nvflare.experiments.grid import Grid
@@ -63,7 +62,7 @@ def _experiment(parsed: argparse.Namespace) -> int:
         raise ValueError("--jobs and --threads are whole numbers from 1")
     path = find_grid(parsed.grid)
     grid = read_grid(path, settings)
-    home = Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".flap_nvflare") / "experiments"
+    home = own_home() / "experiments"
     out = parsed.out or home / grid.name
     if parsed.results:
         figures = read_results(parsed.results)

@@ -137,6 +137,7 @@ def _wait_for(command: Sequence[str], environment: Mapping[str, str], log: Path)
 
 def read_run(run: Path, federation: Federation) -> dict[str, Any]:
     """The figures of a finished run's folder."""
+    from flap_nvflare.in_process import site_means
     from flap_nvflare.sam.tuning import count
 
     scores = json.loads((run / "cross_site.json").read_text(encoding="utf-8"))["last"]
@@ -148,10 +149,7 @@ def read_run(run: Path, federation: Federation) -> dict[str, Any]:
     messages = sum(len(line["sites"]) for line in lines)
     return {
         "parameters": size[federation.method].parameters,
-        "mean": {
-            name: _mean([dice.get(name) for dice in sites.values()])
-            for name in (*federation.class_names, "mean")
-        },
+        "mean": site_means(scores.values(), federation),
         "sites": sites,
         "wire": {
             "up": sum(one["up"] for one in rounds) / messages,

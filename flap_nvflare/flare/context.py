@@ -30,6 +30,7 @@ from flap_nvflare.settings import (
     MissingDataError,
     SettingsError,
     Site,
+    own_home,
 )
 from flap_nvflare.site.site_file import SITE_FILE, Limits, SiteFile, read_site_file
 
@@ -48,11 +49,8 @@ def home(fl_ctx: FLContext) -> Path:
     FLAP_HOME; without it `flap` in the startup kit of a provisioned server or site, and in the
     simulator, whose workspace is wiped at every start, `.flap_nvflare` at home.
     """
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
-        return Path(named)
-    if simulated(fl_ctx):
-        return Path.home() / ".flap_nvflare"
+    if os.environ.get(HOME_VARIABLE) or simulated(fl_ctx):
+        return own_home()
     return Path(workspace(fl_ctx).get_root_dir()) / "flap"
 
 

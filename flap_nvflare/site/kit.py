@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flap_nvflare.settings import SettingsError
+from flap_nvflare.settings import HOME_VARIABLE, SettingsError, own_home
 
 CLIENT_FILE = "fed_client.json"
 SERVER_FILE = "fed_server.json"
@@ -107,10 +107,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def home(kit: Kit | None) -> Path:
     """Folder for what this package keeps: FLAP_HOME, else `flap` in the kit, else at home."""
-    named = os.environ.get("FLAP_HOME")
-    if named:
-        return Path(named)
-    return Path.home() / ".flap_nvflare" if kit is None else kit.folder / "flap"
+    if os.environ.get(HOME_VARIABLE) or kit is None:
+        return own_home()
+    return kit.folder / "flap"
 
 
 def _of_site(folder: Path, path: Path) -> Kit:
